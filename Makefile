@@ -1,0 +1,114 @@
+# ma-tools. See README.md.
+#   make deps       install what is missing (Debian, apt-get)     make demo      the whole pipeline on toy clips
+#   make            build the tools into build/                   make check     the tests
+#   make install    into DESTDIR, PREFIX (/usr/local)             make clean
+# Variables: CC, MARCH (native), SAN=1 (ASan and UBSan), WERROR=1, O (build folder), SHARED (assets for tests), QUICK=1
+# (make check without the slow tests).
+
+CC      := $(if $(filter default,$(origin CC)),gcc,$(CC))
+SAN     ?=
+O       ?= $(if $(SAN),build/san,build)
+PREFIX  ?= /usr/local
+MARCH   ?= native
+SHARED  ?= ../shared
+PYTHON  ?= python3
+
+# ---- what is here ----
+FLOORS  := libavformat=58.76 libavcodec=58.134 libavutil=56.70 libswscale=5.9 libavfilter=7.110 libarchive=3.6 \
+           libzstd=1.4.8 openblas=0.3 libcjson=1.7.10 zlib=1.2
+PKGS    := $(foreach f,$(FLOORS),$(firstword $(subst =, ,$f)))
+DEBS    := gcc make pkg-config libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libavfilter-dev \
+           libarchive-dev libzstd-dev libopenblas-dev libcjson-dev zlib1g-dev
+DEBS_CHECK := perl zstd ffmpeg mandoc python3 python3-numpy xz-utils
+
+ifeq ($(filter clean deps help,$(MAKECMDGOALS)),)
+MISSING := $(shell for f in $(subst =,:,$(FLOORS)); do \
+             pkg-config --atleast-version=$${f#*:} $${f%:*} 2>/dev/null || echo "$${f%:*}>=$${f#*:}"; done)
+NVCC    := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
+$(info ma-tools: $(shell $(CC) -dumpfullversion -dumpversion 2>/dev/null | sed 's/^/$(notdir $(CC)) /'), \
+FFmpeg $(shell pkg-config --modversion libavcodec 2>/dev/null), \
+libarchive $(shell pkg-config --modversion libarchive 2>/dev/null), \
+OpenBLAS $(shell pkg-config --modversion openblas 2>/dev/null), \
+CUDA $(if $(NVCC),found,not found (tools run on the CPU))$(if $(MISSING), -- MISSING: $(MISSING): run 'make deps'))
+ifneq ($(MISSING),)
+ifeq ($(filter demo check,$(MAKECMDGOALS)),)
+$(error missing: $(MISSING): run 'make deps')
+endif
+endif
+endif
+
+# ---- how it is built ----
+WARN    := -Wall -Wextra -Wshadow $(if $(WERROR),-Werror)
+comma   := ,
+OPT     := $(if $(SAN),-O1 -fsanitize=address$(comma)undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined,-O3)
+CFLAGS  ?= -g
+# gcc 12.1 and 12.2 (Debian 12's) store wide constants such as {1,1,1,0,0,0,0,0} as eight ones where AVX-512 is there;
+# kept to 16 bytes a store they do not.
+SAFE    := $(shell $(CC) -mmove-max=128 -mstore-max=128 -E -x c /dev/null >/dev/null 2>&1 && echo -mmove-max=128 -mstore-max=128)
+ALL_CFLAGS = -std=c17 -D_GNU_SOURCE $(OPT) -march=$(MARCH) $(SAFE) -fno-math-errno -fopenmp $(WARN) $(CFLAGS) \
+             $(shell pkg-config --cflags $(PKGS))
+LIBS    = $(shell pkg-config --libs $(PKGS)) -ldl -lpthread -lm
+
+SRC     := $(wildcard common/*.c common/models/*.c kernels/cpu/*.c)
+OBJ     := $(SRC:%.c=$O/obj/%.o)
+TOOLS   := $(patsubst tools/%.c,$O/%,$(wildcard tools/ma-*.c))
+TESTS_C := $(patsubst tests/%.c,$O/tests/%,$(filter-out tests/bench/%,$(wildcard tests/*/*.c)))
+TESTS_T := $(wildcard tests/*/*.t)
+
+all: $(TOOLS)
+
+$O/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+
+$O/libma.a: $(OBJ)
+	@rm -f $@
+	ar rcs $@ $^
+
+$O/ma-%: $O/obj/tools/ma-%.o $O/libma.a
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
+$O/tests/%: $O/obj/tests/%.o $O/libma.a
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+
+.SECONDARY:
+-include $(shell find $O/obj -name '*.d' 2>/dev/null)
+
+# ---- what it does ----
+apt = @need=; for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || need="$$need $$p"; done; \
+	[ -z "$$need" ] || { echo "installing$$need"; sudo=; [ $$(id -u) = 0 ] || sudo=sudo; \
+	export DEBIAN_FRONTEND=noninteractive; $$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends $$need >/dev/null; }
+
+deps:
+	$(call apt,$(DEBS))
+
+deps-check: deps
+	$(call apt,$(DEBS_CHECK))
+
+demo: deps
+	@$(MAKE) --no-print-directory all
+	@O=$O bash pipelines/demo
+
+check: deps-check
+	@$(MAKE) --no-print-directory all check-programs
+	@O=$O SHARED=$(SHARED) PYTHON=$(PYTHON) QUICK=$(QUICK) CC="$(CC)" prove --timer -e '' $(sort $(TESTS_C)) $(TESTS_T)
+
+check-programs: $(TESTS_C)
+
+bench-cpu: $O/tests/bench/cpu
+	$O/tests/bench/cpu
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5
+	install -m 755 $(TOOLS) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(wildcard man/*.1) $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 $(wildcard man/*.5) $(DESTDIR)$(PREFIX)/share/man/man5
+
+clean:
+	rm -rf $O
+
+help:
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
+
+.PHONY: all deps deps-check demo check check-programs bench-cpu install clean help

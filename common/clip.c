@@ -1,0 +1,160 @@
+/* clip: a sample's video as the tools see it; see clip.h.
+ *
+ * Traps:
+ * - the fingerprint in KEY.json is of what was asked for; what came out of decoding stands beside it, under "clip";
+ * - half precision ends at 65,504: what is larger becomes infinity in silence unless it is looked for.
+ */
+#include "clip.h"
+#include "stage.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *const fits[] = {"crop", "pad", "stretch"}, *const shorts[] = {"error", "pad", "loop", "skip"};
+
+const ma_member *ma_clip_member(const ma_sample *s) {
+    static const char *const ext[] = {"mp4", "mkv", "webm", "mov", "avi"};
+    const ma_member *m = NULL;
+    for (size_t k = 0; !m && k < sizeof ext / sizeof *ext; k++) m = ma_sample_get(s, ext[k]);
+    return m;
+}
+
+int ma_clip_decode(const ma_sample *s, const ma_clip_args *a, ma_clip *out, ma_err *e) {
+    const ma_member *m = ma_clip_member(s);
+    if (!m) return ma_fail(e, MA_MISSING, "%s: no video: none of mp4, mkv, webm, mov, avi", s->key);
+    ma_clip_opts o = {.size = a->size, .start = a->start, .fit = (ma_fit)a->fit, .when_short = (ma_short)a->when_short};
+    char *name = ma_format("%s.%s", s->key, m->ext);
+    int rc = ma_video_read(m->data, m->size, name ? name : s->key, &o, out, e);
+    free(name);
+    return rc;
+}
+
+/* ---- KEY.json */
+
+/* The object, or nothing of it where memory ran out on the way. */
+static cJSON *whole(cJSON *object, bool good) {
+    if (good) return object;
+    cJSON_Delete(object);
+    return NULL;
+}
+
+cJSON *ma_clip_options_json(const ma_clip_args *a) {
+    cJSON *o = cJSON_CreateObject();
+    char text[128];
+    int n = snprintf(text, sizeof text, "%lldx%lldx%lld", (long long)a->size.frames, (long long)a->size.height,
+                     (long long)a->size.width);
+    if (a->size.fps > 0) snprintf(text + n, sizeof text - (size_t)n, "@%g", a->size.fps);
+    return whole(o, cJSON_AddStringToObject(o, "clip", text) && cJSON_AddNumberToObject(o, "start", a->start) &&
+                        cJSON_AddStringToObject(o, "fit", fits[a->fit]) &&
+                        cJSON_AddStringToObject(o, "short", shorts[a->when_short]));
+}
+
+static bool add_numbers(cJSON *o, const char *name, const double *v, int64_t n) {
+    cJSON *list = cJSON_AddArrayToObject(o, name);
+    for (int64_t k = 0; list && k < n; k++)
+        if (!cJSON_AddItemToArray(list, cJSON_CreateNumber(v[k]))) return false;
+    return list;
+}
+
+/* The account of frames: indices in the source, and times to a microsecond. */
+static bool add_frames(cJSON *o, const ma_clip *c) {
+    double *v = ma_alloc((size_t)c->frames, sizeof *v);
+    if (!v) return false;
+    for (int64_t k = 0; k < c->frames; k++) v[k] = (double)c->index[k];
+    bool good = add_numbers(o, "frames", v, c->frames);
+    for (int64_t k = 0; k < c->frames; k++) v[k] = round(c->time[k] * 1e6) / 1e6;
+    good = good && add_numbers(o, "times", v, c->frames);
+    ma_release(v);
+    return good;
+}
+
+static cJSON *clip_json(const ma_clip *c) {
+    cJSON *o = cJSON_CreateObject();
+    double size[] = {(double)c->height, (double)c->width}, source[] = {c->source_height, c->source_width};
+    double crop[] = {(double)c->crop[0], (double)c->crop[1], (double)c->crop[2], (double)c->crop[3]};
+    return whole(o, add_frames(o, c) && cJSON_AddNumberToObject(o, "fps", c->fps) && add_numbers(o, "size", size, 2) &&
+                        add_numbers(o, "source", source, 2) && add_numbers(o, "crop", crop, 4) &&
+                        cJSON_AddNumberToObject(o, "rotation", c->rotation));
+}
+
+cJSON *ma_clip_entry(const ma_sample *s, cJSON *options, cJSON *weights) {
+    const ma_member *m = ma_clip_member(s);
+    cJSON *o = cJSON_CreateObject();
+    char sha[65] = "";
+    if (m) ma_sha_bytes(m->data, m->size, sha);
+    bool good = cJSON_AddStringToObject(o, "version", MA_VERSION);
+    if (!cJSON_AddItemToObject(o, "options", options)) {
+        cJSON_Delete(options);
+        good = false;
+    }
+    if (!cJSON_AddItemToObject(o, "weights", weights)) {
+        cJSON_Delete(weights);
+        good = false;
+    }
+    return whole(o, good && cJSON_AddStringToObject(o, "input", sha));
+}
+
+static int put_entry(const ma_cli *cli, ma_sample *s, const ma_clip *clip, cJSON *entry, ma_err *why) {
+    cJSON *account = clip_json(clip);
+    if (cJSON_AddItemToObject(entry, "clip", account)) return ma_entry_put(s, cli->name, entry, why);
+    cJSON_Delete(account);
+    cJSON_Delete(entry);
+    return ma_fail(why, MA_MEMORY, "%s: out of memory", s->key);
+}
+
+void ma_clip_finish(const ma_cli *cli, const ma_clip_args *a, ma_sample **s, const ma_clip *clip, cJSON *entry,
+                    ma_err *why) {
+    if (clip->rgb && !why->reason) {
+        put_entry(cli, *s, clip, entry, why);
+        return;
+    }
+    cJSON_Delete(entry);
+    if (why->reason != MA_SHORT || a->when_short != MA_SHORT_SKIP) return;
+    ma_say(cli, 2, "%s: left out", why->text);
+    ma_err_clear(why);
+    ma_sample_free(*s);
+    *s = NULL;
+}
+
+/* ---- members */
+
+int ma_sample_put_f16(ma_sample *s, const char *ext, const float *v, int nd, const int64_t *n, ma_err *e) {
+    ma_array a = {0};
+    if (ma_array_new(&a, MA_F16, nd, n, e)) return -1;
+    size_t count = ma_array_count(&a), bad = 0;
+    uint16_t *half = a.data;
+    ma_from_f32(half, v, MA_F16, count);
+    while (bad < count && (half[bad] & 0x7c00) != 0x7c00) bad++;
+    int rc = bad == count ? ma_sample_put_array(s, ext, &a, e)
+                          : ma_fail(e, MA_NOTFINITE, "%s.%s: element %zu is %g: not a half-precision number", s->key,
+                                    ext, bad, (double)v[bad]);
+    ma_array_free(&a);
+    return rc;
+}
+
+/* ---- the context */
+
+int ma_context_open(const ma_cli *cli, ma_device **dev, ma_ctx **c, ma_err *e) {
+    enum { BF16 = 2, F16 = 3, TF32 = 4 }; /* of --dtype */
+    static const char *const names[] = {"auto", "f32", "bf16", "f16", "tf32"};
+    int asked = cli->common.dtype;
+    char note[160] = "";
+    const char *name = cli->common.device ? cli->common.device : "auto";
+    if (!(*dev = ma_device_open(name, cli->common.dry_run, note, e))) return -1;
+    if (*note) ma_say(cli, 2, "%s", note);
+    ma_type type = asked == BF16 ? MA_BF16 : asked == F16 ? MA_F16 : MA_F32;
+    if (!(*dev)->types[type] || (asked == TF32 && !strcmp((*dev)->name, "cpu")))
+        return ma_fail(e, MA_USAGE, "--dtype %s: %s does not compute in it", names[asked], (*dev)->name);
+    if (!(*c = ma_ctx_new(*dev, e))) return -1;
+    ma_set_type(*c, type);
+    return 0;
+}
+
+char *ma_memory_text(char *out, const ma_ctx *c) {
+    ma_memory m = ma_ctx_memory(c);
+    snprintf(out, 160, "parameters %.1f MB, activations %.1f MB, workspace %.1f MB", (double)m.keep / 1e6,
+             (double)m.stack_peak / 1e6, (double)m.work / 1e6);
+    return out;
+}

@@ -1,0 +1,56 @@
+/* clip: what the tools that look at a sample's video share: the options that choose a clip, decoding it, its account in
+ * KEY.json, half-precision members, and a context to compute in. */
+#ifndef MA_CLIP_H
+#define MA_CLIP_H
+
+#include "cli.h"
+#include "shard.h"
+#include "tensor.h"
+#include "video.h"
+
+/* Which frames, and how they are brought to size. */
+typedef struct ma_clip_args {
+    ma_clip_size size;
+    double start;
+    int fit, when_short; /* ma_fit, ma_short */
+} ma_clip_args;
+
+#define MA_CLIP_DEFAULTS                                                                                               \
+    {                                                                                                                  \
+        .size = { 49, 160, 240, 0 }                                                                                    \
+    }
+/* Rows of a tool's option table, for a ma_clip_args at hand. */
+#define MA_CLIP_OPTIONS(a)                                                                                             \
+    {"clip", 0, MA_OPT_CLIP, &(a).size, "FxHxW[@FPS]", "frames, height, width and rate (default 49x160x240)", 0, 0},   \
+        {"start", 0, MA_OPT_REAL, &(a).start, "S", "seconds into the video (default 0)", 0, 1e6},                      \
+        {"fit", 0, MA_OPT_CHOICE, &(a).fit, "crop|pad|stretch", "how other shapes are made to fit (default crop)",     \
+         0,     0},                                                                                                    \
+    {                                                                                                                  \
+        "short", 0, MA_OPT_CHOICE, &(a).when_short, "error|pad|loop|skip",                                             \
+            "a video with too few frames is an error, or filled up, or left out (default error)", 0, 0                 \
+    }
+
+/* The sample's video member: mp4, mkv, webm, mov or avi. NULL: it has none. */
+const ma_member *ma_clip_member(const ma_sample *);
+/* Decodes the clip. No video member is MA_MISSING, one too short MA_SHORT. */
+int ma_clip_decode(const ma_sample *, const ma_clip_args *, ma_clip *out, ma_err *);
+/* The options as they stand in KEY.json: {"clip": "49x160x240@8", "start": 0, …}. NULL: out of memory. */
+cJSON *ma_clip_options_json(const ma_clip_args *);
+/* A tool's entry for KEY.json: {"version", "options", "weights", "input": sha-256 of the video member}. Takes options
+ * and weights over. NULL: out of memory. */
+cJSON *ma_clip_entry(const ma_sample *, cJSON *options, cJSON *weights);
+/* After the work on a sample. Good: the entry, which is taken over, gets "clip" {"frames", "times", "fps", "size",
+ * "source", "crop", "rotation"} and becomes the tool's. A clip too short, where --short skip was given: the sample is
+ * freed, set to NULL, and why cleared. clip->rgb NULL: nothing was decoded, nothing is changed. */
+void ma_clip_finish(const ma_cli *, const ma_clip_args *, ma_sample **, const ma_clip *, cJSON *entry, ma_err *why);
+
+/* Puts values as a half-precision member. NaN, infinity, or a value that overflows: MA_NOTFINITE. */
+int ma_sample_put_f16(ma_sample *, const char *ext, const float *, int nd, const int64_t *n, ma_err *);
+
+/* Device and context as --device, --dtype and --dry-run ask for. A dtype that the device lacks is MA_USAGE.
+ * Closed with ma_ctx_free, ma_device_close. */
+int ma_context_open(const ma_cli *, ma_device **, ma_ctx **, ma_err *);
+/* "parameters 345.1 MB, activations 96.0 MB, workspace 12.5 MB": the peaks. out holds 160 bytes; returns out. */
+char *ma_memory_text(char *out, const ma_ctx *);
+
+#endif

@@ -1,0 +1,40 @@
+/* dataset: samples as training sees them. A seeded window of samples is kept; each draw takes one at random out of it
+ * and refills it from the stream, epoch after epoch. The order depends on (seed, window, files) alone, so a run that is
+ * resumed skips what it has drawn and goes on where it was. */
+#ifndef MA_DATASET_H
+#define MA_DATASET_H
+
+#include "stage.h"
+
+enum { MA_ITEM_ARRAYS = 4 };
+
+/* A sample's arrays in the order of the members asked for; data NULL: an optional one that is not there. */
+typedef struct ma_item {
+    char *key;
+    ma_array a[MA_ITEM_ARRAYS];
+} ma_item;
+
+typedef struct ma_dataset_opts {
+    const ma_cli *cli;          /* inputs; messages */
+    const char *member[MA_ITEM_ARRAYS];
+    bool optional[MA_ITEM_ARRAYS];
+    int members;
+    int64_t window;             /* 1: in the order of the files */
+    uint64_t seed;
+    int64_t epochs;             /* 0: without end. Standard input can be read once only */
+    ma_tally *tally;            /* samples with a missing member, a shape unlike the first one's, or a NaN are named,
+                                   counted and skipped */
+} ma_dataset_opts;
+
+typedef struct ma_dataset ma_dataset;
+ma_dataset *ma_dataset_open(const ma_dataset_opts *, ma_err *);
+/* 1: an item (ma_item_free); 0: the last epoch is over; -1: error. */
+int ma_dataset_next(ma_dataset *, ma_item *, ma_err *);
+int ma_dataset_skip(ma_dataset *, int64_t draws, ma_err *);
+/* Shape and type of a member as the first good sample has it, no data; reads that far. NULL: error, or no sample has it. */
+const ma_array *ma_dataset_shape(ma_dataset *, int member, ma_err *);
+double ma_dataset_waited(ma_dataset *);  /* seconds spent in next since the last call */
+void ma_dataset_close(ma_dataset *);
+void ma_item_free(ma_item *);
+
+#endif

@@ -1,0 +1,328 @@
+/* ops: shapes checked, output and saved tensors made, call run. One function an op, in the order of ops.h.
+ * Attribute numbers stand there too.
+ */
+#include "ops.h"
+
+#include <string.h>
+
+/* The context fails: "linear: 4x8 and 3x9 do not go together". b may be NULL. Always NULL. */
+static ma_tensor *mismatch(ma_ctx *c, ma_op op, const ma_tensor *a, const ma_tensor *b) {
+    char x[160], y[160];
+    ma_shape_text(x, a->nd, a->n);
+    if (b)
+        ma_fail(ma_ctx_err(c), MA_SHAPE, "%s: %s and %s do not go together", ma_op_name(op), x,
+                ma_shape_text(y, b->nd, b->n));
+    else
+        ma_fail(ma_ctx_err(c), MA_SHAPE, "%s: %s does not fit", ma_op_name(op), x);
+    return NULL;
+}
+
+static bool same_shape(const ma_tensor *a, const ma_tensor *b) {
+    return a->nd == b->nd && !memcmp(a->n, b->n, (size_t)a->nd * sizeof *a->n);
+}
+
+/* b's shape is the trailing part of a's. */
+static bool trails(const ma_tensor *a, const ma_tensor *b) {
+    return b->nd <= a->nd && !memcmp(a->n + a->nd - b->nd, b->n, (size_t)b->nd * sizeof *b->n);
+}
+
+static bool is_vector(const ma_tensor *t, int64_t n) {
+    return !t || (t->nd == 1 && t->n[0] == n);
+}
+
+static int64_t last(const ma_tensor *t) {
+    return t->nd ? t->n[t->nd - 1] : 1;
+}
+
+static ma_tensor *like(ma_ctx *c, const ma_tensor *t) {
+    return ma_new(c, t->type, t->nd, t->n);
+}
+
+static ma_tensor *loss_value(ma_ctx *c) {
+    return ma_new(c, MA_F32, MA_SHAPE(1));
+}
+
+/* Activations whose derivative needs what went in, not what came out. */
+static bool needs_input(ma_act act) {
+    return act == MA_SILU || act == MA_GELU || act == MA_GELU_TANH;
+}
+
+/* Mean and 1/deviation, one a normalised group, for the backward pass. */
+static void save_moments(ma_ctx *c, ma_call *call, int nd, const int64_t *n) {
+    if (!ma_wanted(c, call)) return;
+    call->save[0] = ma_new(c, MA_F32, nd, n);
+    call->save[1] = ma_new(c, MA_F32, nd, n);
+}
+
+ma_tensor *ma_linear(ma_ctx *c, ma_tensor *x, ma_tensor *w, ma_tensor *b, ma_act act) {
+    if (!x || !w) return NULL;
+    if (w->nd != 2 || x->nd < 1 || last(x) != w->n[1] || !is_vector(b, w->n[0])) return mismatch(c, MA_OP_LINEAR, x, w);
+    ma_call call = {.op = MA_OP_LINEAR, .in = {x, w, b}, .i = {act}};
+    int64_t n[MA_DIMS];
+    memcpy(n, x->n, sizeof n);
+    n[x->nd - 1] = w->n[0];
+    call.out = ma_new(c, x->type, x->nd, n);
+    if (ma_wanted(c, &call) && needs_input(act)) call.save[0] = ma_new(c, x->type, x->nd, n);
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_matmul(ma_ctx *c, ma_tensor *a, ma_tensor *b, double scale) {
+    if (!a || !b) return NULL;
+    if (a->nd != 3 || b->nd != 3 || a->n[0] != b->n[0] || a->n[2] != b->n[2]) return mismatch(c, MA_OP_MATMUL, a, b);
+    ma_call call = {.op = MA_OP_MATMUL, .in = {a, b}, .f = {scale}};
+    call.out = ma_new(c, a->type, MA_SHAPE(a->n[0], a->n[1], b->n[1]));
+    return ma_run(c, &call);
+}
+
+/* Convolutions of both kinds share attributes; n is the output's shape. */
+static ma_tensor *convolution(ma_ctx *c, ma_op op, ma_tensor *x, ma_tensor *w, ma_tensor *b, ma_window v, ma_act act,
+                              const int64_t *n) {
+    ma_call call = {.op = op, .in = {x, w, b}};
+    for (int k = 0; k < 3; k++) {
+        call.i[k] = v.stride[k];
+        call.i[3 + k] = v.before[k];
+        call.i[6 + k] = v.after[k];
+    }
+    call.i[9] = act;
+    for (int k = 1; k < 4; k++)
+        if (n[k] < 1 || v.stride[k - 1] < 1) return mismatch(c, op, x, w);
+    call.out = ma_new(c, x->type, 5, n);
+    if (ma_wanted(c, &call) && needs_input(act)) call.save[0] = ma_new(c, x->type, 5, n);
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_conv(ma_ctx *c, ma_tensor *x, ma_tensor *w, ma_tensor *b, ma_window v, ma_act act) {
+    if (!x || !w) return NULL;
+    if (x->nd != 5 || w->nd != 5 || x->n[4] != w->n[4] || !is_vector(b, w->n[0])) return mismatch(c, MA_OP_CONV, x, w);
+    int64_t n[5] = {x->n[0], 0, 0, 0, w->n[0]};
+    for (int k = 0; k < 3; k++) {
+        int64_t room = x->n[1 + k] + v.before[k] + v.after[k] - w->n[1 + k];
+        n[1 + k] = room < 0 ? 0 : room / v.stride[k] + 1;
+    }
+    return convolution(c, MA_OP_CONV, x, w, b, v, act, n);
+}
+
+ma_tensor *ma_conv_transpose(ma_ctx *c, ma_tensor *x, ma_tensor *w, ma_tensor *b, ma_window v, ma_act act) {
+    if (!x || !w) return NULL;
+    if (x->nd != 5 || w->nd != 5 || x->n[4] != w->n[0] || !is_vector(b, w->n[4]))
+        return mismatch(c, MA_OP_CONV_TRANSPOSE, x, w);
+    int64_t n[5] = {x->n[0], 0, 0, 0, w->n[4]};
+    for (int k = 0; k < 3; k++)
+        n[1 + k] = (x->n[1 + k] - 1) * v.stride[k] - v.before[k] - v.after[k] + w->n[1 + k];
+    return convolution(c, MA_OP_CONV_TRANSPOSE, x, w, b, v, act, n);
+}
+
+ma_tensor *ma_attention(ma_ctx *c, ma_tensor *q, ma_tensor *k, ma_tensor *v, double scale) {
+    if (!q || !k || !v) return NULL;
+    if (q->nd != 4 || k->nd != 4 || q->n[0] != k->n[0] || q->n[2] != k->n[2] || q->n[3] != k->n[3] || !same_shape(k, v))
+        return mismatch(c, MA_OP_ATTENTION, q, k);
+    ma_call call = {.op = MA_OP_ATTENTION, .in = {q, k, v}, .f = {scale}, .out = like(c, q)};
+    if (ma_wanted(c, &call)) call.save[0] = ma_new(c, MA_F32, MA_SHAPE(q->n[0], q->n[2], q->n[1]));
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_layer_norm(ma_ctx *c, ma_tensor *x, ma_tensor *g, ma_tensor *b, double eps) {
+    if (!x) return NULL;
+    if (!g != !b || !is_vector(g, last(x)) || !is_vector(b, last(x))) return mismatch(c, MA_OP_LAYER_NORM, x, g ? g : b);
+    ma_call call = {.op = MA_OP_LAYER_NORM, .in = {x, g, b}, .f = {eps}, .out = like(c, x)};
+    save_moments(c, &call, MA_SHAPE(ma_count(x) / last(x)));
+    return ma_run(c, &call);
+}
+
+/* mod (B,R,C) goes with x (B,L,C), and rows lie in it. */
+static bool modulates(const ma_tensor *x, const ma_tensor *mod, int64_t text, int rows) {
+    return x->nd == 3 && mod->nd == 3 && x->n[0] == mod->n[0] && x->n[2] == mod->n[2] && text >= 0 && text <= x->n[1] &&
+           rows < mod->n[1];
+}
+
+static int most(int a, int b) {
+    return a > b ? a : b;
+}
+
+ma_tensor *ma_modulate(ma_ctx *c, ma_tensor *x, ma_tensor *g, ma_tensor *b, ma_tensor *mod, double eps, int64_t text,
+                       int shift, int scale, int text_shift, int text_scale) {
+    if (!x || !mod) return NULL;
+    if (!modulates(x, mod, text, most(most(shift, scale), text ? most(text_shift, text_scale) : 0)) || !g != !b ||
+        !is_vector(g, x->n[2]) || !is_vector(b, x->n[2]))
+        return mismatch(c, MA_OP_MODULATE, x, mod);
+    ma_call call = {.op = MA_OP_MODULATE,
+                    .in = {x, g, b, mod},
+                    .i = {text, shift, scale, text_shift, text_scale},
+                    .f = {eps},
+                    .out = like(c, x)};
+    save_moments(c, &call, MA_SHAPE(x->n[0] * x->n[1]));
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_gate(ma_ctx *c, ma_tensor *x, ma_tensor *y, ma_tensor *mod, int64_t text, int row, int text_row) {
+    if (!x || !y || !mod) return NULL;
+    if (!same_shape(x, y) || !modulates(x, mod, text, most(row, text ? text_row : 0)))
+        return mismatch(c, MA_OP_GATE, x, mod);
+    ma_call call = {.op = MA_OP_GATE, .in = {x, y, mod}, .i = {text, row, text_row}, .out = like(c, x)};
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_group_norm(ma_ctx *c, ma_tensor *x, ma_tensor *g, ma_tensor *b, int64_t groups, double eps, ma_act act) {
+    if (!x) return NULL;
+    if (x->nd != 5 || groups < 1 || x->n[4] % groups || !g != !b || !is_vector(g, x->n[4]) || !is_vector(b, x->n[4]))
+        return mismatch(c, MA_OP_GROUP_NORM, x, g);
+    ma_call call = {.op = MA_OP_GROUP_NORM, .in = {x, g, b}, .i = {groups, act}, .f = {eps}, .out = like(c, x)};
+    save_moments(c, &call, MA_SHAPE(x->n[0], groups));
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_rope(ma_ctx *c, ma_tensor *x, ma_tensor *cosine, ma_tensor *sine, int64_t text) {
+    if (!x || !cosine || !sine) return NULL;
+    if (x->nd != 4 || x->n[3] % 2 || !same_shape(cosine, sine) || cosine->nd != 2 || cosine->n[0] != x->n[1] - text ||
+        cosine->n[1] != x->n[3])
+        return mismatch(c, MA_OP_ROPE, x, cosine);
+    ma_call call = {.op = MA_OP_ROPE, .in = {x, cosine, sine}, .i = {text}, .out = like(c, x)};
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_act_(ma_ctx *c, ma_tensor *x, ma_act act) {
+    if (!x) return NULL;
+    ma_call call = {.op = MA_OP_ACT, .in = {x}, .i = {act}, .out = like(c, x)};
+    return ma_run(c, &call);
+}
+
+static ma_tensor *binary(ma_ctx *c, ma_op op, ma_tensor *a, ma_tensor *b) {
+    if (!a || !b) return NULL;
+    if (!trails(a, b)) return mismatch(c, op, a, b);
+    ma_call call = {.op = op, .in = {a, b}, .out = like(c, a)};
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_add(ma_ctx *c, ma_tensor *a, ma_tensor *b) {
+    return binary(c, MA_OP_ADD, a, b);
+}
+
+ma_tensor *ma_mul_(ma_ctx *c, ma_tensor *a, ma_tensor *b) {
+    return binary(c, MA_OP_MUL, a, b);
+}
+
+ma_tensor *ma_lerp(ma_ctx *c, ma_tensor *a, ma_tensor *b, ma_tensor *z) {
+    if (!a || !b || !z) return NULL;
+    if (!same_shape(a, b) || !same_shape(a, z)) return mismatch(c, MA_OP_LERP, a, same_shape(a, b) ? z : b);
+    ma_call call = {.op = MA_OP_LERP, .in = {a, b, z}, .out = like(c, a)};
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_affine(ma_ctx *c, ma_tensor *x, double mul, double add) {
+    if (!x) return NULL;
+    ma_call call = {.op = MA_OP_AFFINE, .in = {x}, .f = {mul, add}, .out = like(c, x)};
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_concat(ma_ctx *c, ma_tensor **t, int n, int axis) {
+    if (n < 1 || n > 8) {
+        ma_fail(ma_ctx_err(c), MA_USAGE, "concat: %d tensors; 1 to 8 are possible", n);
+        return NULL;
+    }
+    ma_call call = {.op = MA_OP_CONCAT, .i = {axis}};
+    int64_t shape[MA_DIMS] = {0}, length = 0;
+    for (int k = 0; k < n; k++) {
+        if (!t[k]) return NULL;
+        call.in[k] = t[k];
+        memcpy(shape, t[k]->n, sizeof shape);
+        if (axis < 0 || axis >= t[k]->nd) return mismatch(c, MA_OP_CONCAT, t[0], t[k]);
+        shape[axis] = t[0]->n[axis];
+        if (t[k]->nd != t[0]->nd || memcmp(shape, t[0]->n, (size_t)t[0]->nd * sizeof *shape))
+            return mismatch(c, MA_OP_CONCAT, t[0], t[k]);
+        length += t[k]->n[axis];
+    }
+    shape[axis] = length;
+    call.out = ma_new(c, t[0]->type, t[0]->nd, shape);
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_slice(ma_ctx *c, ma_tensor *x, int axis, int64_t from, int64_t count) {
+    if (!x) return NULL;
+    if (axis < 0 || axis >= x->nd || from < 0 || count < 1 || from > x->n[axis] - count)
+        return mismatch(c, MA_OP_SLICE, x, NULL);
+    ma_call call = {.op = MA_OP_SLICE, .in = {x}, .i = {axis, from, count}};
+    int64_t n[MA_DIMS];
+    memcpy(n, x->n, sizeof n);
+    n[axis] = count;
+    call.out = ma_new(c, x->type, x->nd, n);
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_unpatch(ma_ctx *c, ma_tensor *x, int64_t p) {
+    if (!x) return NULL;
+    if (x->nd != 5 || p < 1 || x->n[4] % (p * p)) return mismatch(c, MA_OP_UNPATCH, x, NULL);
+    ma_call call = {.op = MA_OP_UNPATCH, .in = {x}, .i = {p}};
+    call.out = ma_new(c, x->type, MA_SHAPE(x->n[0], x->n[1], x->n[2] * p, x->n[3] * p, x->n[4] / (p * p)));
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_resize(ma_ctx *c, ma_tensor *x, int64_t t, int64_t h, int64_t w, bool align) {
+    if (!x) return NULL;
+    if (x->nd != 5 || t < 1 || h < 1 || w < 1) return mismatch(c, MA_OP_RESIZE, x, NULL);
+    ma_call call = {.op = MA_OP_RESIZE, .in = {x}, .i = {align}};
+    call.out = ma_new(c, x->type, MA_SHAPE(x->n[0], t, h, w, x->n[4]));
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_pool(ma_ctx *c, ma_tensor *x) {
+    if (!x) return NULL;
+    if (x->nd != 5 || x->n[2] < 2 || x->n[3] < 2) return mismatch(c, MA_OP_POOL, x, NULL);
+    ma_call call = {.op = MA_OP_POOL, .in = {x}};
+    call.out = ma_new(c, x->type, MA_SHAPE(x->n[0], x->n[1], x->n[2] / 2, x->n[3] / 2, x->n[4]));
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_corr_lookup(ma_ctx *c, ma_tensor *coords, ma_tensor **level, int levels, int64_t radius) {
+    if (!coords) return NULL;
+    if (coords->nd != 5 || coords->n[1] != 1 || coords->n[4] != 2 || coords->type != MA_F32 || levels < 1 || levels > 7 ||
+        radius < 1)
+        return mismatch(c, MA_OP_CORR_LOOKUP, coords, NULL);
+    ma_call call = {.op = MA_OP_CORR_LOOKUP, .in = {coords}, .i = {radius, levels}};
+    int64_t pixels = ma_count(coords) / 2, side = 2 * radius + 1;
+    for (int k = 0; k < levels; k++) {
+        if (!level[k]) return NULL;
+        call.in[1 + k] = level[k];
+        if (level[k]->nd != 5 || level[k]->n[0] != pixels || level[k]->n[1] != 1 || level[k]->n[4] != 1)
+            return mismatch(c, MA_OP_CORR_LOOKUP, coords, level[k]);
+    }
+    call.out = ma_new(c, ma_get_type(c), MA_SHAPE(coords->n[0], 1, coords->n[2], coords->n[3], levels * side * side));
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_upsample_convex(ma_ctx *c, ma_tensor *flow, ma_tensor *mask) {
+    if (!flow || !mask) return NULL;
+    if (flow->nd != 5 || mask->nd != 5 || memcmp(flow->n, mask->n, 4 * sizeof *flow->n) || flow->n[1] != 1 ||
+        flow->n[4] != 2 || mask->n[4] != 9 * 64)
+        return mismatch(c, MA_OP_UPSAMPLE_CONVEX, flow, mask);
+    ma_call call = {.op = MA_OP_UPSAMPLE_CONVEX, .in = {flow, mask}};
+    call.out = ma_new(c, flow->type, MA_SHAPE(flow->n[0], 1, 8 * flow->n[2], 8 * flow->n[3], 2));
+    return ma_run(c, &call);
+}
+
+static ma_tensor *distance(ma_ctx *c, ma_op op, ma_tensor *x, ma_tensor *target) {
+    if (!x || !target) return NULL;
+    if (!same_shape(x, target)) return mismatch(c, op, x, target);
+    ma_call call = {.op = op, .in = {x, target}, .out = loss_value(c)};
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_l1(ma_ctx *c, ma_tensor *x, ma_tensor *target) {
+    return distance(c, MA_OP_L1, x, target);
+}
+
+ma_tensor *ma_mse(ma_ctx *c, ma_tensor *x, ma_tensor *target) {
+    return distance(c, MA_OP_MSE, x, target);
+}
+
+ma_tensor *ma_relation(ma_ctx *c, ma_tensor *z, ma_tensor *m, ma_tensor *weight, double margin) {
+    if (!z || !m || !weight) return NULL;
+    if (z->nd != 4 || m->nd != 4 || memcmp(z->n, m->n, 3 * sizeof *z->n)) return mismatch(c, MA_OP_RELATION, z, m);
+    if (weight->type != MA_F32 || !is_vector(weight, z->n[1])) return mismatch(c, MA_OP_RELATION, z, weight);
+    ma_call call = {.op = MA_OP_RELATION, .in = {z, m, weight}, .f = {margin}, .out = loss_value(c)};
+    if (ma_wanted(c, &call)) call.save[0] = ma_new(c, MA_F32, z->nd, z->n);
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_cosine(ma_ctx *c, ma_tensor *z, ma_tensor *m) {
+    return distance(c, MA_OP_COSINE, z, m);
+}

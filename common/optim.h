@@ -1,0 +1,27 @@
+/* optim: AdamW with decoupled decay (Loshchilov & Hutter 2019), clipping by global norm, warm-up and cosine.
+ * All state is fp32; where a parameter is stored in 16 bits there is an fp32 master beside it. */
+#ifndef MA_OPTIM_H
+#define MA_OPTIM_H
+
+#include "param.h"
+
+typedef struct ma_optim_opts {
+    double lr, beta1, beta2, eps, decay;
+    double clip;           /* most the global gradient norm may be; 0: no limit */
+    int64_t warmup, total; /* steps; total 0: constant after warm-up, else cosine to 0 */
+} ma_optim_opts;
+
+typedef struct ma_optim ma_optim;
+/* Over the leaves of several parameter sets. */
+ma_optim *ma_optim_new(ma_ctx *, ma_params *const *, int n, const ma_optim_opts *);
+void ma_optim_free(ma_optim *);
+double ma_optim_lr(const ma_optim *, int64_t step); /* step from 1 */
+/* Clips, updates, zeroes the gradients. norm: the global norm before clipping. A norm that is not finite is
+ * MA_NOTFINITE, names the first parameter it stands in, and nothing has changed. */
+int ma_optim_step(ma_optim *, double *norm, ma_err *);
+int64_t ma_optim_steps(const ma_optim *); /* done so far */
+/* State by name: m.NAME, v.NAME (and master.NAME), "step" in the metadata. */
+int ma_optim_save(ma_optim *, const char *path, ma_err *);
+int ma_optim_load(ma_optim *, const char *path, ma_err *);
+
+#endif

@@ -1,0 +1,44 @@
+/* stage: what a streaming tool does around its work: inputs → samples → work → output; tally, progress, exit status.
+ * Inputs are shards, video files (each a sample with KEY.mp4 … and, if beside it, KEY.txt), or standard input. */
+#ifndef MA_STAGE_H
+#define MA_STAGE_H
+#include "cli.h"
+#include "shard.h"
+
+typedef struct ma_stage {
+    ma_cli *cli;
+    void *self;
+    /* Adds its member to each of the n samples (1 ≤ n ≤ batch). why[k].reason != MA_OK: sample k is bad, reported,
+     * counted and left out. A sample that it frees and sets to NULL is left out in silence. -1 with *e: the run is
+     * over. */
+    int (*work)(void *self, ma_sample **s, int n, ma_err *why, ma_err *e);
+    int batch;       /* most samples per call; 0 means 1 */
+    bool video;      /* video files are inputs */
+    bool no_output;  /* a sink: samples are freed after work, nothing is written */
+} ma_stage;
+
+/* Runs the whole stream; the exit status: 0, or 1 when a sample or the run failed. Refuses to write binary data to a
+ * terminal. out_fd: where it goes without -o. */
+int ma_stage_run(const ma_stage *, int out_fd);
+
+/* The inputs alone, for tools that loop over them more than once or make their own output. */
+typedef struct ma_inputs ma_inputs;
+ma_inputs *ma_inputs_open(const ma_cli *, bool video, ma_err *);
+int ma_inputs_next(ma_inputs *, ma_sample **out, ma_err *); /* as ma_reader_next */
+void ma_inputs_close(ma_inputs *);
+
+/* Counts bad samples: prints "ma-flow: KEY: text", returns -1 when --max-bad or --strict says stop. */
+typedef struct ma_tally {
+    const ma_cli *cli;
+    int64_t good, bad, by_reason[MA_REASONS];
+} ma_tally;
+int ma_tally_bad(ma_tally *, const char *key, const ma_err *why);
+int ma_tally_end(const ma_tally *); /* the one-line tally, if any were bad; the exit status */
+
+/* KEY.json's entry of a tool: version, options, hashes. Returns whether the sample already carries member `ext` made
+ * with the same fingerprint (then pass it on); otherwise, where the member is there, says so once and makes anew.
+ * Entry: {"version", "options": {…}, "weights": sha, "input": sha, …}. ma_entry_put replaces the entry (takes it over). */
+bool ma_entry_same(const ma_cli *, ma_sample *, const char *tool, const char *ext, const cJSON *entry);
+int ma_entry_put(ma_sample *, const char *tool, cJSON *entry, ma_err *);
+
+#endif

@@ -1,0 +1,72 @@
+/* train: the loop that ma-subspace and ma-align share: batches, forward, backward, optimiser, log, checkpoints, resuming.
+ *
+ * A checkpoint is a folder STATE/step-000100 holding what the tool's save() writes, params-K.safetensors (fp32),
+ * optimiser.safetensors and state.json. It is written beside its place, synced and renamed; older ones go afterwards. */
+#ifndef MA_TRAIN_H
+#define MA_TRAIN_H
+
+#include "dataset.h"
+#include "optim.h"
+
+typedef struct ma_train_opts {
+    int64_t steps, batch, accumulate, save_every, keep, window, epochs;
+    double lr, decay, clip, beta1, beta2;
+    int64_t warmup;
+    int constant;     /* 0: cosine to zero after warm-up, 1: constant */
+    const char *log;  /* JSON lines; NULL: OUT's name with .jsonl */
+    bool resume;
+} ma_train_opts;
+
+/* Defaults and the option table's entries; o is a ma_train_opts. */
+#define MA_TRAIN_DEFAULTS                                                                                              \
+    .steps = 1000, .batch = 8, .accumulate = 1, .save_every = 500, .keep = 1, .window = 256, .clip = 1, .beta1 = 0.9
+#define MA_TRAIN_OPTIONS(o)                                                                                            \
+    {"steps", 0, MA_OPT_INT, &(o).steps, "N", "optimiser steps", 1, 1e9},                                              \
+        {"batch", 0, MA_OPT_INT, &(o).batch, "N", "samples a forward pass", 1, 65536},                                 \
+        {"accumulate", 0, MA_OPT_INT, &(o).accumulate, "N", "forward passes a step", 1, 65536},                        \
+        {"epochs", 0, MA_OPT_INT, &(o).epochs, "N", "passes over the input; 0: until --steps (a pipe: 1)", 0, 1e9},    \
+        {"window", 0, MA_OPT_INT, &(o).window, "N", "samples held for shuffling; 1: in order", 1, 1e7},                \
+        {"lr", 0, MA_OPT_REAL, &(o).lr, "X", "learning rate", 0, 1},                                                   \
+        {"warmup", 0, MA_OPT_INT, &(o).warmup, "N", "steps of linear warm-up", 0, 1e9},                                \
+        {"lr-schedule", 0, MA_OPT_CHOICE, &(o).constant, "cosine|constant", "after the warm-up", 0, 0},                \
+        {"weight-decay", 0, MA_OPT_REAL, &(o).decay, "X", "decoupled weight decay", 0, 10},                            \
+        {"beta1", 0, MA_OPT_REAL, &(o).beta1, "X", "AdamW's first beta", 0, 1},                                        \
+        {"beta2", 0, MA_OPT_REAL, &(o).beta2, "X", "AdamW's second beta", 0, 1},                                       \
+        {"clip", 0, MA_OPT_REAL, &(o).clip, "X", "most the gradient's norm may be; 0: no limit", 0, 1e9},              \
+        {"save-every", 0, MA_OPT_INT, &(o).save_every, "N", "steps between checkpoints; 0: at the end only", 0, 1e9},  \
+        {"keep", 0, MA_OPT_INT, &(o).keep, "N", "checkpoints that stay", 1, 1e6},                                      \
+        {"log", 0, MA_OPT_TEXT, &(o).log, "FILE", "JSON lines, one a step (default beside the output)", 0, 0},         \
+        {"resume", 0, MA_OPT_FLAG, &(o).resume, NULL, "go on from the newest checkpoint; none is an error", 0, 0}
+
+/* Parts of a loss, for the log: one-element tensors, read after the forward pass. */
+typedef struct ma_parts {
+    const char *name[8];
+    ma_tensor *value[8];
+    int n;
+} ma_parts;
+
+typedef struct ma_train {
+    const ma_cli *cli;
+    const ma_train_opts *o;
+    ma_ctx *ctx;
+    ma_dataset *data;
+    ma_tally *tally;
+    ma_params *params[4];
+    int nparams;
+    const char *state; /* folder of checkpoints */
+    void *self;
+    /* The loss of n samples, one fp32 element; NULL: the context has failed. */
+    ma_tensor *(*loss)(void *self, const ma_item *, int n, int64_t step, ma_parts *);
+    /* Writes what users want of the weights into a folder. NULL: nothing more. */
+    int (*save)(void *self, const char *folder, ma_err *);
+} ma_train;
+
+/* Trains; -1: the reason is in e, and the newest checkpoint is whole. What was reached stands in *steps. The last
+ * checkpoint is always written, also when stopped by a signal (then e says so). */
+int ma_train_run(const ma_train *, int64_t *steps, ma_err *e);
+
+/* Replaces the folder `to` by `from`, so that at any moment one of them is whole. */
+int ma_folder_replace(const char *from, const char *to, ma_err *);
+int ma_folder_remove(const char *path, ma_err *); /* with all in it; nothing there is fine */
+
+#endif

@@ -1,0 +1,452 @@
+/* cases: every op as a table of cases, for the tests here and on other devices. A case says how to call the op on
+ * small, odd shapes and, where this is short, defines it in plain double precision. */
+#ifndef CASES_H
+#define CASES_H
+
+#include "../../common/ops.h"
+#include "../tap.h"
+
+#include <string.h>
+
+enum { INPUTS = 4 };
+
+typedef struct op_case op_case;
+struct op_case {
+    const char *name;
+    ma_op op;
+    int64_t in[INPUTS][MA_DIMS]; /* shapes, ended by 0; all 0: NULL */
+    unsigned fixed;              /* bit k: input k takes no gradient */
+    int64_t i[6];                /* for run and define */
+    double f[2];
+    ma_tensor *(*run)(ma_ctx *, ma_tensor **in, const op_case *);
+    void (*define)(const op_case *, double *const *in, double *out); /* or NULL */
+    bool kinked; /* and not defined here: finite differences in fp32 would step over its kinks */
+};
+
+static inline int dims(const int64_t *n) {
+    int nd = 0;
+    while (nd < MA_DIMS && n[nd]) nd++;
+    return nd;
+}
+
+static inline int64_t elements(const int64_t *n) {
+    int64_t count = dims(n) > 0;
+    for (int k = 0; k < dims(n); k++) count *= n[k];
+    return count;
+}
+
+/* ---- definitions ---- */
+
+static double activate(int64_t act, double x) {
+    switch ((ma_act)act) {
+    case MA_RELU: return x > 0 ? x : 0;
+    case MA_SIGMOID: return 1 / (1 + exp(-x));
+    case MA_TANH: return tanh(x);
+    case MA_SILU: return x / (1 + exp(-x));
+    case MA_GELU: return x / 2 * (1 + erf(x / sqrt(2)));
+    case MA_GELU_TANH: return x / 2 * (1 + tanh(sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
+    case MA_NONE: break;
+    }
+    return x;
+}
+
+static void def_act(const op_case *k, double *const *in, double *out) {
+    for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = activate(k->i[0], in[0][e]);
+}
+
+static void def_add(const op_case *k, double *const *in, double *out) {
+    for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = in[0][e] + in[1][e % elements(k->in[1])];
+}
+
+static void def_mul(const op_case *k, double *const *in, double *out) {
+    for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = in[0][e] * in[1][e % elements(k->in[1])];
+}
+
+static void def_twice(const op_case *k, double *const *in, double *out) {
+    for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = 2 * in[0][e];
+}
+
+static void def_square(const op_case *k, double *const *in, double *out) {
+    for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = in[0][e] * in[0][e];
+}
+
+static void def_lerp(const op_case *k, double *const *in, double *out) {
+    for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = (1 - in[2][e]) * in[0][e] + in[2][e] * in[1][e];
+}
+
+static void def_affine(const op_case *k, double *const *in, double *out) {
+    for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = k->f[0] * in[0][e] + k->f[1];
+}
+
+static void def_rope(const op_case *k, double *const *in, double *out) {
+    int64_t len = k->in[0][1], heads = k->in[0][2], dim = k->in[0][3];
+    for (int64_t e = 0; e < elements(k->in[0]); e++) {
+        int64_t l = e / dim / heads % len - k->i[0], d = e % dim, odd = d % 2;
+        double other = odd ? in[0][e - 1] : -in[0][e + 1];
+        out[e] = l < 0 ? in[0][e] : in[0][e] * in[1][l * dim + d] + other * in[2][l * dim + d];
+    }
+}
+
+/* mean and 1/deviation of n numbers that stand in runs of `run`, `step` apart. */
+static void def_moments(const double *x, int64_t runs, int64_t run, int64_t step, double eps, double *mean,
+                        double *inv) {
+    double sum = 0, squares = 0, n = (double)(runs * run);
+    for (int64_t a = 0; a < runs; a++)
+        for (int64_t b = 0; b < run; b++) sum += x[a * step + b];
+    *mean = sum / n;
+    for (int64_t a = 0; a < runs; a++)
+        for (int64_t b = 0; b < run; b++) {
+            double d = x[a * step + b] - *mean;
+            squares += d * d;
+        }
+    *inv = 1 / sqrt(squares / n + eps);
+}
+
+static void def_layer_norm(const op_case *k, double *const *in, double *out) {
+    int64_t c = k->in[0][dims(k->in[0]) - 1];
+    for (int64_t r = 0; r < elements(k->in[0]); r += c) {
+        double mean, inv;
+        def_moments(in[0] + r, 1, c, 0, k->f[0], &mean, &inv);
+        for (int64_t j = 0; j < c; j++)
+            out[r + j] = (in[0][r + j] - mean) * inv * (in[1] ? in[1][j] : 1) + (in[2] ? in[2][j] : 0);
+    }
+}
+
+static void def_modulate(const op_case *k, double *const *in, double *out) {
+    int64_t len = k->in[0][1], c = k->in[0][2], rows = k->in[3][1];
+    def_layer_norm(k, in, out);
+    for (int64_t e = 0; e < elements(k->in[0]); e++) {
+        int64_t text = e / c % len < k->i[0];
+        const double *mod = in[3] + e / c / len * rows * c + e % c;
+        out[e] = out[e] * (1 + mod[k->i[2 + 2 * text] * c]) + mod[k->i[1 + 2 * text] * c];
+    }
+}
+
+static void def_gate(const op_case *k, double *const *in, double *out) {
+    int64_t len = k->in[0][1], c = k->in[0][2], rows = k->in[2][1];
+    for (int64_t e = 0; e < elements(k->in[0]); e++) {
+        int64_t row = e / c % len < k->i[0] ? k->i[2] : k->i[1];
+        out[e] = in[0][e] + in[2][(e / c / len * rows + row) * c + e % c] * in[1][e];
+    }
+}
+
+static void def_group_norm(const op_case *k, double *const *in, double *out) {
+    const int64_t *n = k->in[0], c = n[4], space = n[1] * n[2] * n[3], per = c / k->i[0];
+    for (int64_t g = 0; g < n[0] * k->i[0]; g++) {
+        int64_t first = g / k->i[0] * space * c + g % k->i[0] * per;
+        double mean, inv;
+        def_moments(in[0] + first, space, per, c, k->f[0], &mean, &inv);
+        for (int64_t e = 0; e < space * per; e++) {
+            int64_t at = first + e / per * c + e % per, j = at % c;
+            out[at] = activate(k->i[1], (in[0][at] - mean) * inv * (in[1] ? in[1][j] : 1) + (in[2] ? in[2][j] : 0));
+        }
+    }
+}
+
+/* Along one axis: each input as (outer, length·inner). */
+static void def_concat(const op_case *k, double *const *in, double *out) {
+    int64_t axis = k->i[0], outer = 1;
+    for (int64_t d = 0; d < axis; d++) outer *= k->in[0][d];
+    for (int64_t o = 0; o < outer; o++)
+        for (int j = 0; j < INPUTS && in[j]; j++) {
+            int64_t run = elements(k->in[j]) / outer;
+            for (int64_t e = 0; e < run; e++) *out++ = in[j][o * run + e];
+        }
+}
+
+static void def_slice(const op_case *k, double *const *in, double *out) {
+    int64_t axis = k->i[0], outer = 1, length = k->in[0][axis];
+    for (int64_t d = 0; d < axis; d++) outer *= k->in[0][d];
+    int64_t inner = elements(k->in[0]) / outer / length;
+    for (int64_t o = 0; o < outer; o++)
+        for (int64_t e = 0; e < k->i[2] * inner; e++) *out++ = in[0][(o * length + k->i[1]) * inner + e];
+}
+
+static void def_unpatch(const op_case *k, double *const *in, double *out) {
+    int64_t p = k->i[0], h = k->in[0][2], w = k->in[0][3], size = k->in[0][4], c = size / (p * p);
+    for (int64_t f = 0; f < k->in[0][0] * k->in[0][1]; f++)
+        for (int64_t y = 0; y < h * p; y++)
+            for (int64_t x = 0; x < w * p; x++)
+                for (int64_t j = 0; j < c; j++)
+                    *out++ = in[0][((f * h + y / p) * w + x / p) * size + j * p * p + y % p * p + x % p];
+}
+
+/* Weight of input i in output o of one axis: a tent around where the output looks. */
+static double def_tent(int64_t in, int64_t out, int64_t align, int64_t o, int64_t i) {
+    double at = align ? (out > 1 ? (double)o * (double)(in - 1) / (double)(out - 1) : 0)
+                      : ((double)o + 0.5) * (double)in / (double)out - 0.5;
+    at = fmin(fmax(at, 0), (double)(in - 1));
+    return fmax(0, 1 - fabs(at - (double)i));
+}
+
+static void def_resize(const op_case *k, double *const *in, double *out) {
+    const int64_t *n = k->in[0], *to = k->i + 1, c = n[4];
+    for (int64_t e = 0; e < n[0] * to[0] * to[1] * to[2] * c; e++) {
+        int64_t x = e / c % to[2], y = e / c / to[2] % to[1], t = e / c / to[2] / to[1] % to[0];
+        out[e] = 0;
+        for (int64_t s = 0; s < n[1] * n[2] * n[3]; s++) {
+            double weight = def_tent(n[1], to[0], k->i[0], t, s / n[3] / n[2]) *
+                            def_tent(n[2], to[1], k->i[0], y, s / n[3] % n[2]) *
+                            def_tent(n[3], to[2], k->i[0], x, s % n[3]);
+            int64_t sample = e / (to[0] * to[1] * to[2] * c);
+            out[e] += weight * in[0][(sample * n[1] * n[2] * n[3] + s) * c + e % c];
+        }
+    }
+}
+
+static void def_pool(const op_case *k, double *const *in, double *out) {
+    const int64_t *n = k->in[0], c = n[4];
+    for (int64_t f = 0; f < n[0] * n[1]; f++)
+        for (int64_t y = 0; y < n[2] / 2; y++)
+            for (int64_t x = 0; x < n[3] / 2; x++)
+                for (int64_t j = 0; j < c; j++) {
+                    const double *a = in[0] + ((f * n[2] + 2 * y) * n[3] + 2 * x) * c + j;
+                    *out++ = (a[0] + a[c] + a[n[3] * c] + a[(n[3] + 1) * c]) / 4;
+                }
+}
+
+static void def_l1(const op_case *k, double *const *in, double *out) {
+    *out = 0;
+    for (int64_t e = 0; e < elements(k->in[0]); e++) *out += fabs(in[0][e] - in[1][e]);
+    *out /= (double)elements(k->in[0]);
+}
+
+static void def_mse(const op_case *k, double *const *in, double *out) {
+    *out = 0;
+    for (int64_t e = 0; e < elements(k->in[0]); e++) *out += (in[0][e] - in[1][e]) * (in[0][e] - in[1][e]);
+    *out /= (double)elements(k->in[0]);
+}
+
+/* ---- calls ---- */
+
+static ma_window window_of(const op_case *k) { /* i: stride (t, h, w), padding (t, h, w) */
+    return MA_WINDOW(k->i[0], k->i[1], k->i[2], k->i[3], k->i[4], k->i[5]);
+}
+
+#define CALL(name, ...)                                                                                                \
+    static ma_tensor *run_##name(ma_ctx *c, ma_tensor **in, const op_case *k) {                                        \
+        (void)k;                                                                                                       \
+        return __VA_ARGS__;                                                                                            \
+    }
+CALL(linear, ma_linear(c, in[0], in[1], in[2], (ma_act)k->i[0]))
+CALL(matmul, ma_matmul(c, in[0], in[1], k->f[0]))
+CALL(conv, ma_conv(c, in[0], in[1], in[2], window_of(k), (ma_act)k->f[0]))
+CALL(conv_transpose, ma_conv_transpose(c, in[0], in[1], in[2], window_of(k), (ma_act)k->f[0]))
+CALL(attention, ma_attention(c, in[0], in[1], in[2], k->f[0]))
+CALL(layer_norm, ma_layer_norm(c, in[0], in[1], in[2], k->f[0]))
+CALL(modulate, ma_modulate(c, in[0], in[1], in[2], in[3], k->f[0], k->i[0], (int)k->i[1], (int)k->i[2], (int)k->i[3],
+                           (int)k->i[4]))
+CALL(gate, ma_gate(c, in[0], in[1], in[2], k->i[0], (int)k->i[1], (int)k->i[2]))
+CALL(group_norm, ma_group_norm(c, in[0], in[1], in[2], k->i[0], k->f[0], (ma_act)k->i[1]))
+CALL(rope, ma_rope(c, in[0], in[1], in[2], k->i[0]))
+CALL(act, ma_act_(c, in[0], (ma_act)k->i[0]))
+CALL(add, ma_add(c, in[0], in[1]))
+CALL(twice, ma_add(c, in[0], in[0]))
+CALL(mul, ma_mul_(c, in[0], in[1]))
+CALL(square, ma_mul_(c, in[0], in[0]))
+CALL(lerp, ma_lerp(c, in[0], in[1], in[2]))
+CALL(affine, ma_affine(c, in[0], k->f[0], k->f[1]))
+CALL(concat, ma_concat(c, in, in[2] ? 3 : 2, (int)k->i[0]))
+CALL(slice, ma_slice(c, in[0], (int)k->i[0], k->i[1], k->i[2]))
+CALL(unpatch, ma_unpatch(c, in[0], k->i[0]))
+CALL(resize, ma_resize(c, in[0], k->i[1], k->i[2], k->i[3], k->i[0] != 0))
+CALL(pool, ma_pool(c, in[0]))
+CALL(corr_lookup, ma_corr_lookup(c, in[0], in + 1, 2, k->i[0]))
+CALL(upsample_convex, ma_upsample_convex(c, in[0], in[1]))
+CALL(l1, ma_l1(c, in[0], in[1]))
+CALL(mse, ma_mse(c, in[0], in[1]))
+CALL(relation, ma_relation(c, in[0], in[1], in[2], k->f[0]))
+CALL(cosine, ma_cosine(c, in[0], in[1]))
+#undef CALL
+
+/* ---- the table ---- */
+
+#define OP(UPPER, lower)      .op = MA_OP_##UPPER, .run = run_##lower
+#define DEFINED(UPPER, lower) OP(UPPER, lower), .define = def_##lower
+static const op_case cases[] = {
+    {"linear", OP(LINEAR, linear), .in = {{5, 7}, {3, 7}, {3}}},
+    {"linear, silu, no bias", OP(LINEAR, linear), .in = {{2, 3, 7}, {5, 7}}, .i = {MA_SILU}},
+    {"linear, gelu, many rows", OP(LINEAR, linear), .in = {{301, 33}, {70, 33}, {70}}, .i = {MA_GELU}},
+    {"linear, tanh", OP(LINEAR, linear), .in = {{5, 7}, {3, 7}, {3}}, .i = {MA_TANH}},
+    {"matmul", OP(MATMUL, matmul), .in = {{2, 5, 7}, {2, 3, 7}}, .f = {0.3}},
+    {"conv", OP(CONV, conv), .in = {{2, 3, 5, 4, 3}, {4, 2, 3, 3, 3}, {4}}, .i = {1, 2, 1, 0, 1, 1}},
+    {"conv, sigmoid", OP(CONV, conv), .in = {{1, 3, 4, 5, 2}, {3, 3, 1, 1, 2}, {3}}, .i = {1, 1, 1, 1, 0, 0},
+     .f = {MA_SIGMOID}},
+    {"conv, silu, 1x1", OP(CONV, conv), .in = {{2, 1, 3, 5, 7}, {4, 1, 1, 1, 7}}, .i = {1, 1, 1, 0, 0, 0},
+     .f = {MA_SILU}},
+    {"conv_transpose, silu", OP(CONV_TRANSPOSE, conv_transpose), .in = {{1, 2, 3, 4, 3}, {3, 1, 4, 4, 2}, {2}},
+     .i = {1, 2, 2, 0, 1, 1}, .f = {MA_SILU}},
+    {"attention", OP(ATTENTION, attention), .in = {{2, 5, 3, 4}, {2, 7, 3, 4}, {2, 7, 3, 4}}, .f = {0.5}},
+    {"attention, long", OP(ATTENTION, attention), .in = {{1, 131, 2, 8}, {1, 131, 2, 8}, {1, 131, 2, 8}}, .f = {0.35}},
+
+    {"layer_norm", DEFINED(LAYER_NORM, layer_norm), .in = {{3, 4, 7}, {7}, {7}}, .f = {1e-5}},
+    {"layer_norm, bare", DEFINED(LAYER_NORM, layer_norm), .in = {{5, 33}}, .f = {1e-6}},
+    {"layer_norm, many rows", DEFINED(LAYER_NORM, layer_norm), .in = {{300, 131}, {131}, {131}}, .f = {1e-5}},
+    {"modulate", DEFINED(MODULATE, modulate), .in = {{2, 5, 7}, {7}, {7}, {2, 6, 7}}, .i = {2, 0, 1, 3, 4},
+     .f = {1e-5}},
+    {"modulate, no text, bare", DEFINED(MODULATE, modulate), .in = {{2, 5, 7}, {0}, {0}, {2, 2, 7}},
+     .i = {0, 1, 0, 0, 0}, .f = {1e-5}},
+    {"modulate, all text, shared rows", DEFINED(MODULATE, modulate), .in = {{1, 4, 5}, {5}, {5}, {1, 2, 5}},
+     .i = {4, 0, 1, 0, 1}, .f = {1e-5}},
+    {"modulate, many tokens", DEFINED(MODULATE, modulate), .in = {{2, 300, 70}, {70}, {70}, {2, 6, 70}},
+     .i = {130, 0, 1, 3, 4}, .f = {1e-5}},
+    {"gate", DEFINED(GATE, gate), .in = {{2, 5, 7}, {2, 5, 7}, {2, 6, 7}}, .i = {2, 2, 5}},
+    {"gate, many tokens", DEFINED(GATE, gate), .in = {{2, 300, 70}, {2, 300, 70}, {2, 6, 70}}, .i = {130, 2, 5}},
+    {"group_norm", DEFINED(GROUP_NORM, group_norm), .in = {{2, 3, 2, 3, 6}, {6}, {6}}, .i = {3, MA_NONE}, .f = {1e-5}},
+    {"group_norm, silu", DEFINED(GROUP_NORM, group_norm), .in = {{2, 2, 3, 3, 8}, {8}, {8}}, .i = {2, MA_SILU},
+     .f = {1e-6}},
+    {"group_norm, instance, relu", DEFINED(GROUP_NORM, group_norm), .in = {{2, 1, 5, 3, 4}}, .i = {4, MA_RELU},
+     .f = {1e-5}},
+    {"group_norm, many positions", DEFINED(GROUP_NORM, group_norm), .in = {{1, 3, 11, 19, 70}, {70}, {70}},
+     .i = {7, MA_SILU}, .f = {1e-5}},
+    {"group_norm, many channels", DEFINED(GROUP_NORM, group_norm), .in = {{1, 1, 2, 3, 520}, {520}, {520}},
+     .i = {8, MA_GELU}, .f = {1e-5}},
+    {"rope", DEFINED(ROPE, rope), .in = {{2, 5, 3, 4}, {3, 4}, {3, 4}}, .fixed = 6, .i = {2}},
+    {"rope, many tokens", DEFINED(ROPE, rope), .in = {{2, 300, 5, 6}, {300, 6}, {300, 6}}, .fixed = 6},
+    {"act none", DEFINED(ACT, act), .in = {{3, 7}}, .i = {MA_NONE}},
+    {"act relu", DEFINED(ACT, act), .in = {{3, 7}}, .i = {MA_RELU}},
+    {"act sigmoid", DEFINED(ACT, act), .in = {{3, 7}}, .i = {MA_SIGMOID}},
+    {"act tanh", DEFINED(ACT, act), .in = {{3, 7}}, .i = {MA_TANH}},
+    {"act silu", DEFINED(ACT, act), .in = {{3, 7}}, .i = {MA_SILU}},
+    {"act gelu", DEFINED(ACT, act), .in = {{3, 7}}, .i = {MA_GELU}},
+    {"act gelu_tanh, large", DEFINED(ACT, act), .in = {{3, 7, 2001}}, .i = {MA_GELU_TANH}},
+    {"add", DEFINED(ADD, add), .in = {{3, 7}, {3, 7}}},
+    {"add, repeated", DEFINED(ADD, add), .in = {{3, 5, 7}, {5, 7}}},
+    {"add, repeated, large", DEFINED(ADD, add), .in = {{3, 200, 71}, {71}}},
+    {"add, to itself", OP(ADD, twice), .define = def_twice, .in = {{3, 7}}},
+    {"mul", DEFINED(MUL, mul), .in = {{3, 7}, {3, 7}}},
+    {"mul, repeated", DEFINED(MUL, mul), .in = {{3, 5, 7}, {7}}},
+    {"mul, repeated, large", DEFINED(MUL, mul), .in = {{3, 200, 71}, {200, 71}}},
+    {"mul, by itself", OP(MUL, square), .define = def_square, .in = {{3, 7}}},
+    {"lerp", DEFINED(LERP, lerp), .in = {{3, 7}, {3, 7}, {3, 7}}},
+    {"lerp, large", DEFINED(LERP, lerp), .in = {{200, 131}, {200, 131}, {200, 131}}},
+    {"affine", DEFINED(AFFINE, affine), .in = {{3, 7}}, .f = {-1.7, 0.4}},
+    {"affine, large", DEFINED(AFFINE, affine), .in = {{200, 131}}, .f = {2, -1}},
+    {"concat, axis 0", DEFINED(CONCAT, concat), .in = {{2, 3, 5}, {4, 3, 5}}, .i = {0}},
+    {"concat, axis 1", DEFINED(CONCAT, concat), .in = {{2, 3, 5}, {2, 1, 5}, {2, 2, 5}}, .i = {1}},
+    {"concat, last axis, large", DEFINED(CONCAT, concat), .in = {{500, 30}, {500, 7}}, .i = {1}},
+    {"slice, axis 0", DEFINED(SLICE, slice), .in = {{4, 3, 5}}, .i = {0, 1, 2}},
+    {"slice, last axis", DEFINED(SLICE, slice), .in = {{4, 3, 5}}, .i = {2, 2, 3}},
+    {"slice, large", DEFINED(SLICE, slice), .in = {{3, 200, 71}}, .i = {1, 13, 150}},
+    {"unpatch", DEFINED(UNPATCH, unpatch), .in = {{2, 3, 2, 3, 12}}, .i = {2}},
+    {"unpatch, large", DEFINED(UNPATCH, unpatch), .in = {{1, 2, 30, 20, 16}}, .i = {2}},
+    {"resize, up", DEFINED(RESIZE, resize), .in = {{2, 2, 3, 4, 3}}, .i = {0, 4, 7, 6}},
+    {"resize, up, aligned", DEFINED(RESIZE, resize), .in = {{1, 2, 3, 4, 3}}, .i = {1, 3, 7, 9}},
+    {"resize, down", DEFINED(RESIZE, resize), .in = {{1, 5, 9, 8, 2}}, .i = {0, 2, 4, 3}},
+    {"resize, down, aligned", DEFINED(RESIZE, resize), .in = {{1, 5, 9, 8, 2}}, .i = {1, 2, 1, 3}},
+    {"resize, same and from one", DEFINED(RESIZE, resize), .in = {{1, 1, 3, 5, 2}}, .i = {0, 3, 3, 5}},
+    {"resize, same, aligned", DEFINED(RESIZE, resize), .in = {{1, 1, 3, 5, 2}}, .i = {1, 1, 3, 5}},
+    {"pool", DEFINED(POOL, pool), .in = {{2, 1, 5, 7, 3}}},
+    {"pool, large", DEFINED(POOL, pool), .in = {{1, 2, 100, 51, 3}}},
+    {"corr_lookup", OP(CORR_LOOKUP, corr_lookup), .in = {{1, 1, 3, 5, 2}, {15, 1, 6, 10, 1}, {15, 1, 3, 5, 1}},
+     .fixed = 7, .i = {2}},
+    {"upsample_convex", OP(UPSAMPLE_CONVEX, upsample_convex), .in = {{2, 1, 3, 5, 2}, {2, 1, 3, 5, 576}}, .fixed = 3},
+    {"l1", DEFINED(L1, l1), .in = {{3, 5, 7}, {3, 5, 7}}, .fixed = 2},
+    {"l1, large", DEFINED(L1, l1), .in = {{300, 131}, {300, 131}}, .fixed = 2},
+    {"mse", DEFINED(MSE, mse), .in = {{3, 5, 7}, {3, 5, 7}}, .fixed = 2},
+    {"mse, large", DEFINED(MSE, mse), .in = {{300, 131}, {300, 131}}, .fixed = 2},
+    {"relation", OP(RELATION, relation), .in = {{2, 3, 5, 4}, {2, 3, 5, 6}, {3}}, .fixed = 6, .f = {0.1},
+     .kinked = true},
+    {"cosine", OP(COSINE, cosine), .in = {{2, 3, 5}, {2, 3, 5}}, .fixed = 2},
+};
+#undef OP
+#undef DEFINED
+enum { CASES = sizeof cases / sizeof *cases };
+
+/* ---- running one ---- */
+
+/* What goes in, and what comes out. */
+typedef struct trial {
+    float *in[INPUTS], *grad[INPUTS]; /* NULL where there is no such input; grad also where none is wanted */
+    float *out, *cotangent;
+    int64_t count; /* of out */
+} trial;
+
+/* Normal numbers, from a generator of the test's own: the same on every machine. */
+static inline void random_fill(float *x, int64_t n, uint64_t seed) {
+    uint64_t s = seed * 0x9e3779b97f4a7c15u + 1;
+    for (int64_t k = 0; k < n; k++) {
+        double sum = 0;
+        for (int j = 0; j < 12; j++) {
+            s ^= s << 13, s ^= s >> 7, s ^= s << 17;
+            sum += (double)(s >> 11) * 0x1p-53;
+        }
+        x[k] = (float)(sum - 6);
+    }
+}
+
+static inline bool wants(const op_case *k, int input) {
+    return dims(k->in[input]) && !(k->fixed >> input & 1);
+}
+
+static inline void trial_free(trial *t) {
+    for (int k = 0; k < INPUTS; k++) {
+        ma_release(t->in[k]);
+        ma_release(t->grad[k]);
+    }
+    ma_release(t->out);
+    ma_release(t->cotangent);
+    *t = (trial){0};
+}
+
+/* Runs forward on t->in and, for the inputs in want, backward from Σ cotangent·out, on gradients that hold `start`. */
+static inline int trial_run(const op_case *k, ma_device *dev, unsigned want, float start, trial *t, ma_err *e) {
+    ma_tensor *in[INPUTS] = {0};
+    ma_ctx *c = ma_ctx_new(dev, e);
+    if (!c) return -1;
+    for (int j = 0; j < INPUTS; j++) {
+        if (!t->in[j]) continue;
+        in[j] = ma_keep(c, MA_F32, dims(k->in[j]), k->in[j]);
+        ma_put(c, in[j], t->in[j]);
+        if (!(want >> j & 1)) continue;
+        ma_leaf(c, in[j]);
+        for (int64_t n = 0; n < elements(k->in[j]); n++) t->grad[j][n] = start;
+        if (in[j]) ma_put(c, in[j]->grad, t->grad[j]);
+    }
+    ma_tensor *out = k->run(c, in, k);
+    if (out && !t->out) {
+        t->count = ma_count(out);
+        t->out = ma_alloc((size_t)t->count, sizeof *t->out);
+        t->cotangent = ma_alloc((size_t)t->count, sizeof *t->cotangent);
+        random_fill(t->cotangent, t->count, 99);
+    }
+    ma_get(c, out, t->out);
+    if (out && want) {
+        ma_tensor *r = ma_input_f32(c, t->cotangent, out->nd, out->n), *ones = ma_new(c, MA_F32, MA_SHAPE(1, t->count));
+        float *host = ma_alloc((size_t)t->count, sizeof *host);
+        for (int64_t n = 0; n < t->count; n++) host[n] = 1;
+        ma_put(c, ones, host);
+        ma_release(host);
+        ma_tensor *row = ma_view(c, ma_mul_(c, out, r), MA_SHAPE(1, t->count));
+        ma_backward(c, ma_linear(c, row, ones, NULL, MA_NONE), 1);
+        for (int j = 0; j < INPUTS; j++)
+            if (in[j] && want >> j & 1) ma_get(c, in[j]->grad, t->grad[j]);
+    }
+    int rc = ma_failed(c) ? -1 : 0;
+    if (rc) *e = *ma_ctx_err(c);
+    ma_ctx_free(c);
+    return rc;
+}
+
+/* Random inputs, for the op to be run on. corr_lookup's coordinates reach over the edges of its 6×10 image. */
+static inline trial trial_new(const op_case *k) {
+    trial t = {0};
+    for (int j = 0; j < INPUTS; j++) {
+        int64_t n = elements(k->in[j]);
+        if (!n) continue;
+        t.in[j] = ma_alloc((size_t)n, sizeof *t.in[j]);
+        t.grad[j] = ma_alloc((size_t)n, sizeof *t.grad[j]);
+        random_fill(t.in[j], n, (uint64_t)(1000 * (k - cases) + j + 1));
+        for (int64_t m = 0; m < n && k->op == MA_OP_CORR_LOOKUP && !j; m++) t.in[j][m] = 4 + 4 * t.in[j][m];
+    }
+    return t;
+}
+
+/* The inputs that take a gradient, as bits. */
+static inline unsigned all_wanted(const op_case *k) {
+    unsigned want = 0;
+    for (int j = 0; j < INPUTS; j++) want |= (unsigned)wants(k, j) << j;
+    return want;
+}
+
+#endif

@@ -1,0 +1,34 @@
+/* Every op, forward and backward, gives the same bits on one, two and three threads. */
+#include "cases.h"
+
+#include <omp.h>
+
+static bool same(const float *a, const float *b, int64_t n) {
+    return !memcmp(a, b, (size_t)n * sizeof *a);
+}
+
+static void check(const op_case *k, ma_device *dev) {
+    trial one = trial_new(k);
+    ma_err e = {0};
+    omp_set_num_threads(1);
+    bool good = ok(!trial_run(k, dev, all_wanted(k), 0, &one, &e), "%s: runs %s", k->name, e.text);
+    for (int threads = 2; threads <= 3 && good; threads++) {
+        trial more = trial_new(k);
+        omp_set_num_threads(threads);
+        good = !trial_run(k, dev, all_wanted(k), 0, &more, &e) && same(one.out, more.out, one.count);
+        for (int j = 0; j < INPUTS && good; j++)
+            good = !wants(k, j) || same(one.grad[j], more.grad[j], elements(k->in[j]));
+        trial_free(&more);
+    }
+    ok(good, "%s: the same bits on 1, 2 and 3 threads", k->name);
+    trial_free(&one);
+}
+
+int main(void) {
+    ma_err e = {0};
+    char note[160];
+    ma_device *dev = ma_device_open("cpu", false, note, &e);
+    for (int k = 0; k < CASES; k++) check(&cases[k], dev);
+    ma_device_close(dev);
+    return tap_done();
+}

@@ -1,0 +1,134 @@
+/* schedule: ᾱ, timesteps and whole DDIM chains against diffusers (schedule_table.h, made by tests/golden/schedule.py);
+ * scheduler_config.json read, written, refused.
+ * Tolerances: ᾱ is float64 on both sides; the chains keep x and v in float32 here, in float64 there: 50 roundings of
+ * 6e-8 each. */
+#include "../../common/schedule.h"
+#include "../tap.h"
+#include "schedule_table.h"
+
+#include <string.h>
+#include <unistd.h>
+
+enum { COUNT = sizeof at / sizeof *at, CHAIN = sizeof chain_50 / sizeof *chain_50 };
+
+static void test_alpha(const char *name, const double *want, double shift, bool zero_snr) {
+    ma_schedule s;
+    ma_schedule_2b(&s);
+    s.snr_shift_scale = shift;
+    s.zero_snr = zero_snr;
+    ma_schedule_make(&s);
+    double worst = 0;
+    for (int i = 0; i < COUNT; i++)
+        worst = fmax(worst, fabs(s.alpha_bar[at[i]] - want[i]) / (want[i] > 0 ? want[i] : 1));
+    ok(worst < 1e-11, "%s: ᾱ (%.1e)", name, worst);
+}
+
+static void test_trailing(void) {
+    ma_schedule s;
+    ma_schedule_2b(&s);
+    int t[1000];
+    ma_schedule_trailing(&s, 50, t);
+    ok(!memcmp(t, trailing_50, sizeof trailing_50), "50 timesteps");
+    ma_schedule_trailing(&s, 7, t);
+    ok(!memcmp(t, trailing_7, sizeof trailing_7), "7 timesteps");
+    unsigned long long total = 0;
+    for (int n = 1; n <= 1000; n++) {
+        ma_schedule_trailing(&s, n, t);
+        for (int i = 0; i < n; i++) total = total * 31 + (unsigned)t[i];
+    }
+    ok(total == trailing_all, "every count of timesteps");
+}
+
+static void test_chain(int n, const double *want) {
+    ma_schedule s;
+    ma_schedule_2b(&s);
+    float x[CHAIN] = {-2, -0.7f, -0.01f, 0, 0.3f, 1.1f, 2.5f, 4}, v[CHAIN];
+    int t[1000];
+    ma_schedule_trailing(&s, n, t);
+    for (int i = 0; i < n; i++) {
+        for (int k = 0; k < CHAIN; k++) v[k] = (float)sin((double)x[k] + t[i] / 100.0);
+        ma_ddim_step(&s, t[i], ma_schedule_prev(&s, t[i], n), v, x, CHAIN);
+    }
+    double worst = 0;
+    for (int k = 0; k < CHAIN; k++) worst = fmax(worst, fabs(x[k] - want[k]));
+    ok(worst < 1e-6, "DDIM, %d steps (%.1e)", n, worst);
+}
+
+static void test_end(void) {
+    ma_schedule s;
+    ma_schedule_2b(&s);
+    float x = 1, v = 0.5f;
+    ma_ddim_step(&s, 0, -1, &v, &x, 1);
+    double x0 = sqrt(s.alpha_bar[0]) - 0.5 * sqrt(1 - s.alpha_bar[0]);
+    ok(fabs(x - x0) < 1e-7, "the last step ends at x0");
+    s.set_alpha_to_one = false;
+    x = 1;
+    ma_ddim_step(&s, 0, -1, &v, &x, 1);
+    ok(fabsf(x - 1) < 1e-7f, "without set_alpha_to_one it stays at ᾱ of step 0");
+}
+
+static char path[256];
+
+static int read_text(const char *text, ma_schedule *s, ma_err *e) {
+    ma_err_clear(e);
+    return ma_write_file(path, text, strlen(text), e) == 0 ? ma_schedule_read(path, s, e) : -1;
+}
+
+static void test_files(void) {
+    ma_schedule s, r;
+    ma_err e = {0};
+    ma_schedule_2b(&s);
+    memset(&r, 0, sizeof r);
+    ok(ma_schedule_write(path, &s, &e) == 0 && ma_schedule_read(path, &r, &e) == 0 &&
+           !memcmp(s.alpha_bar, r.alpha_bar, sizeof s.alpha_bar) && r.steps == 1000 && r.set_alpha_to_one,
+       "written and read again: the same bits");
+    ok(read_text("{\"_class_name\":\"CogVideoXDPMScheduler\",\"prediction_type\":\"v_prediction\","
+                 "\"timestep_spacing\":\"trailing\",\"snr_shift_scale\":1.0,\"num_train_timesteps\":400}",
+                 &r, &e) == 0 &&
+           r.steps == 400 && r.beta_end == 0.012 && r.snr_shift_scale == 1 && !r.zero_snr,
+       "absent keys have the class's defaults");
+#define BASE "\"prediction_type\":\"v_prediction\",\"timestep_spacing\":\"trailing\""
+    static const char *const bad[][2] = {
+        {"{" BASE ",\"beta_schedule\":\"linear\"}", "beta_schedule: linear"},
+        {"{\"prediction_type\":\"sample\",\"timestep_spacing\":\"trailing\"}", "prediction_type: sample"},
+        {"{\"timestep_spacing\":\"trailing\"}", "prediction_type: epsilon"},
+        {"{\"prediction_type\":\"v_prediction\",\"timestep_spacing\":\"linspace\"}", "timestep_spacing: linspace"},
+        {"{\"prediction_type\":\"v_prediction\"}", "timestep_spacing: leading"},
+        {"{" BASE ",\"_class_name\":\"EulerDiscreteScheduler\"}", "_class_name: Euler"},
+        {"{" BASE ",\"beta_schedule\":7}", "beta_schedule: not a word"},
+        {"{" BASE ",\"num_train_timesteps\":100000}", "num_train_timesteps: 100000"},
+        {"{" BASE ",\"num_train_timesteps\":99.5}", "num_train_timesteps: 99.5"},
+        {"{" BASE ",\"num_train_timesteps\":\"1000\"}", "num_train_timesteps: not a number"},
+        {"{" BASE ",\"beta_end\":1.5}", "beta_end: 1.5"},
+        {"{" BASE ",\"snr_shift_scale\":0}", "snr_shift_scale: 0"},
+        {"{" BASE ",\"rescale_betas_zero_snr\":1}", "rescale_betas_zero_snr"},
+        {"{" BASE ",\"trained_betas\":[0.1]}", "trained_betas"},
+        {"{" BASE ",", ""},
+        {"[]", "object"},
+        {"", ""},
+    };
+    ma_schedule before = r;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        bool refused = read_text(bad[i][0], &r, &e) < 0;
+        const char *why = strncmp(e.text, path, strlen(path)) ? "" : e.text + strlen(path);
+        ok(refused && *why && strstr(why, bad[i][1]), "refused%s", why);
+    }
+    ok(!memcmp(&before, &r, sizeof r), "what is refused changes nothing");
+    unlink(path);
+    ma_err_clear(&e);
+    ok(ma_schedule_read(path, &r, &e) < 0 && e.reason == MA_MISSING, "a file that is not there");
+}
+
+int main(void) {
+    snprintf(path, sizeof path, "%s/ma-schedule-%ld.json", getenv("TMPDIR") ? getenv("TMPDIR") : "/tmp",
+             (long)getpid());
+    test_alpha("2b", alpha_bar_2b, 3, true);
+    test_alpha("5b", alpha_bar_5b, 1, true);
+    test_alpha("no shift, no rescaling", alpha_bar_plain, 1, false);
+    test_trailing();
+    test_chain(50, chain_50);
+    test_chain(7, chain_7);
+    test_end();
+    test_files();
+    return tap_done();
+}
