@@ -14,10 +14,10 @@ SHARED  ?= ../shared
 PYTHON  ?= python3
 
 # ---- what is here ----
-FLOORS  := libavformat=58.76 libavcodec=58.134 libavutil=56.70 libswscale=5.9 libavfilter=7.110 libarchive=3.6 \
+FLOORS  := libavformat=58.76 libavcodec=58.134 libavutil=56.70 libswscale=5.9 libarchive=3.6 \
            libzstd=1.4.8 openblas=0.3 libcjson=1.7.10 zlib=1.2
 PKGS    := $(foreach f,$(FLOORS),$(firstword $(subst =, ,$f)))
-DEBS    := gcc make pkg-config libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libavfilter-dev \
+DEBS    := gcc make pkg-config libavcodec-dev libavformat-dev libavutil-dev libswscale-dev \
            libarchive-dev libzstd-dev libopenblas-dev libcjson-dev zlib1g-dev
 DEBS_CHECK := perl zstd ffmpeg mandoc python3 python3-numpy xz-utils
 

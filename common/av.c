@@ -1,10 +1,9 @@
 /* av: FFmpeg's messages and its pixel converter.
  *
- * Limits: the message hook is one for the process, the line it keeps one a thread; decoders and encoders therefore run on
- * the thread that calls them.
- * Traps: swscale takes full range and the matrix only through sws_setColorspaceDetails, after the context stands; its
- * answer there is no error (RGB to RGB has nothing to set). 4:2:0 chroma sits midway between lines unless told otherwise:
- * the ffmpeg program says 128 (of 256), and so do we.
+ * Limits: the message hook is one for the process, the line it keeps one a thread; decoders and encoders therefore run
+ * on the thread that calls them. Traps: swscale takes full range and the matrix only through sws_setColorspaceDetails,
+ * after the context stands; its answer there is no error (RGB to RGB has nothing to set). 4:2:0 chroma sits midway
+ * between lines unless told otherwise: the ffmpeg program says 128 (of 256), and so do we.
  */
 #include "av.h"
 #include <libavutil/error.h>
@@ -54,8 +53,8 @@ static void set_colours(struct SwsContext *s, ma_av_pixels from, ma_av_pixels to
     sws_getColorspaceDetails(s, &inverse, &full_in, &table, &full_out, &brightness, &contrast, &saturation);
     if (from.range != AVCOL_RANGE_UNSPECIFIED) full_in = from.range == AVCOL_RANGE_JPEG;
     if (to.range != AVCOL_RANGE_UNSPECIFIED) full_out = to.range == AVCOL_RANGE_JPEG;
-    sws_setColorspaceDetails(s, sws_getCoefficients((int)from.space), full_in, sws_getCoefficients((int)to.space), full_out,
-                             brightness, contrast, saturation);
+    sws_setColorspaceDetails(s, sws_getCoefficients((int)from.space), full_in, sws_getCoefficients((int)to.space),
+                             full_out, brightness, contrast, saturation);
 }
 
 static bool chroma_between_lines(enum AVPixelFormat f) {
@@ -84,7 +83,8 @@ struct SwsContext *ma_av_scaler(int width, int height, ma_av_pixels from, ma_av_
 }
 
 int ma_av_to_rgb(const AVFrame *f, struct SwsContext **sws, uint8_t *rgb, const char *name, ma_err *e) {
-    ma_av_pixels from = {f->format, f->colorspace, f->color_range}, to = {AV_PIX_FMT_RGB24, f->colorspace, AVCOL_RANGE_UNSPECIFIED};
+    ma_av_pixels from = {f->format, f->colorspace, f->color_range},
+                 to = {AV_PIX_FMT_RGB24, f->colorspace, AVCOL_RANGE_UNSPECIFIED};
     if (!*sws) *sws = ma_av_scaler(f->width, f->height, from, to, SWS_BICUBIC);
     if (!*sws) {
         const char *format = av_get_pix_fmt_name(from.format);

@@ -10,12 +10,12 @@
 void ma_av_quiet(void);
 /* The last error line that FFmpeg logged on this thread since ma_av_quiet(); "" if none. */
 const char *ma_av_said(void);
-/* Records "name: what: FFmpeg's words for code (its last line)"; MA_TIMEOUT and MA_MEMORY are told from the code, all else is
- * `reason`. -1. */
+/* Records "name: what: FFmpeg's words for code (its last line)"; MA_TIMEOUT and MA_MEMORY are told from the code, all
+ * else is `reason`. -1. */
 int ma_av_fail(ma_err *, ma_reason reason, const char *name, const char *what, int code);
 
-/* A scaler between pixel formats at one size. A colour of AVCOL_SPC_UNSPECIFIED is BT.601 whatever the height, and a range of
- * AVCOL_RANGE_UNSPECIFIED what the pixel format implies: both as the ffmpeg program has them. NULL: cannot. */
+/* A scaler between pixel formats at one size. A colour of AVCOL_SPC_UNSPECIFIED is BT.601 whatever the height, and a
+ * range of AVCOL_RANGE_UNSPECIFIED what the pixel format implies: both as the ffmpeg program has them. NULL: cannot. */
 typedef struct ma_av_pixels {
     enum AVPixelFormat format;
     enum AVColorSpace space;

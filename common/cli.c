@@ -578,13 +578,29 @@ static void wrapped(FILE *out, const char *text, int at) {
     fputc('\n', out);
 }
 
-static void option_help(FILE *out, const ma_opt *o) {
+/* " (default 12)" for a number or a choice whose text has none; what stands in the table is the default. */
+static void add_default(const ma_opt *o, ma_buf *text) {
+    if (strstr(o->help, "(default")) return;
+    if (o->type == MA_OPT_INT) ma_buf_printf(text, " (default %lld)", (long long)*(const int64_t *)o->to);
+    if (o->type == MA_OPT_REAL) ma_buf_printf(text, " (default %g)", *(const double *)o->to);
+    if (o->type == MA_OPT_CHOICE) {
+        const char *word = o->arg;
+        for (int i = *(const int *)o->to; i > 0 && *word; i--) word += strcspn(word, "|") + 1;
+        ma_buf_printf(text, " (default %.*s)", (int)strcspn(word, "|"), word);
+    }
+}
+
+static void option_help(FILE *out, const ma_opt *o, bool own) {
     char letter[8] = "    ", left[128];
+    ma_buf text = {0};
     if (o->letter) snprintf(letter, sizeof letter, "-%c, ", o->letter);
     snprintf(left, sizeof left, "  %s--%s%s%s", letter, o->name, o->arg ? " " : "", o->arg ? o->arg : "");
     int gap = width(left) + 2 <= LEFT ? LEFT - width(left) : 2;
     fprintf(out, "%s%*s", left, gap, "");
-    wrapped(out, o->help, width(left) + gap);
+    ma_buf_printf(&text, "%s", o->help);
+    if (own) add_default(o, &text);
+    wrapped(out, text.data ? text.data : o->help, width(left) + gap);
+    ma_buf_free(&text);
 }
 
 void ma_cli_help(const ma_cli *c, FILE *out) {
@@ -597,6 +613,6 @@ void ma_cli_help(const ma_cli *c, FILE *out) {
     for (int i = 0; table[i].name; i++) {
         if (i == 0 && own) fprintf(out, "\nOptions:\n");
         if (i == own) fprintf(out, "\nCommon options:\n");
-        option_help(out, &table[i]);
+        option_help(out, &table[i], i < own);
     }
 }

@@ -15,20 +15,16 @@ typedef struct ma_clip_args {
     int fit, when_short; /* ma_fit, ma_short */
 } ma_clip_args;
 
-#define MA_CLIP_DEFAULTS                                                                                               \
-    {                                                                                                                  \
-        .size = { 49, 160, 240, 0 }                                                                                    \
-    }
+/* clang-format off */
+#define MA_CLIP_DEFAULTS {.size = {49, 160, 240, 0}}
 /* Rows of a tool's option table, for a ma_clip_args at hand. */
 #define MA_CLIP_OPTIONS(a)                                                                                             \
     {"clip", 0, MA_OPT_CLIP, &(a).size, "FxHxW[@FPS]", "frames, height, width and rate (default 49x160x240)", 0, 0},   \
-        {"start", 0, MA_OPT_REAL, &(a).start, "S", "seconds into the video (default 0)", 0, 1e6},                      \
-        {"fit", 0, MA_OPT_CHOICE, &(a).fit, "crop|pad|stretch", "how other shapes are made to fit (default crop)",     \
-         0,     0},                                                                                                    \
-    {                                                                                                                  \
-        "short", 0, MA_OPT_CHOICE, &(a).when_short, "error|pad|loop|skip",                                             \
-            "a video with too few frames is an error, or filled up, or left out (default error)", 0, 0                 \
-    }
+    {"start", 0, MA_OPT_REAL, &(a).start, "S", "seconds into the video (default 0)", 0, 1e6},                          \
+    {"fit", 0, MA_OPT_CHOICE, &(a).fit, "crop|pad|stretch", "how other shapes are made to fit (default crop)", 0, 0},  \
+    {"short", 0, MA_OPT_CHOICE, &(a).when_short, "error|pad|loop|skip",                                                \
+     "a video with too few frames is an error, or filled up, or left out (default error)", 0, 0}
+/* clang-format on */
 
 /* The sample's video member: mp4, mkv, webm, mov or avi. NULL: it has none. */
 const ma_member *ma_clip_member(const ma_sample *);

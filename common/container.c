@@ -3,8 +3,8 @@
  * Why: demuxers are made to play what is there. A cut file gives fewer frames and no error, or a copy of the last one.
  * Limits: only outermost boxes, and what stands in a Matroska segment of unknown size (a live recording). What is
  * inside is the demuxer's. Bytes after the end that are no box (padding) are let pass.
- * Traps: an MP4 box of size 0 goes to the end, of size 1 has 64 bits; a Matroska size of all ones is "unknown"; a RIFF size
- * of 0 comes from writers that could not seek, and one padding byte may be absent.
+ * Traps: an MP4 box of size 0 goes to the end, of size 1 has 64 bits; a Matroska size of all ones is "unknown"; a RIFF
+ * size of 0 comes from writers that could not seek, and one padding byte may be absent.
  */
 #include "container.h"
 #include <ctype.h>
@@ -36,7 +36,8 @@ static int walk_boxes(const uint8_t *b, size_t size, const char *name, ma_err *e
         if (!box_name(p + 4)) break;
         if (want == 1) want = left >= 16 ? big_endian(p + 8, 8) : 16;
         if (want == 0) want = left;
-        if (want > left) return cut(e, name, (char[5]){(char)p[4], (char)p[5], (char)p[6], (char)p[7], 0}, at, want, left);
+        if (want > left)
+            return cut(e, name, (char[5]){(char)p[4], (char)p[5], (char)p[6], (char)p[7], 0}, at, want, left);
         if (want < 8) break;
         if (!memcmp(p + 4, "moov", 4) || !memcmp(p + 4, "moof", 4)) index = true;
         at += (size_t)want;
@@ -89,7 +90,8 @@ static int walk_riff(const uint8_t *b, size_t size, const char *name, ma_err *e)
 int ma_container_whole(const void *bytes, size_t size, const char *name, ma_err *e) {
     const uint8_t *b = bytes;
     if (size < 12) return ma_fail(e, MA_CUT, "%s: %zu bytes are no video", name, size);
-    if (!memcmp(b + 4, "ftyp", 4) || !memcmp(b + 4, "moov", 4) || !memcmp(b + 4, "mdat", 4) || !memcmp(b + 4, "wide", 4))
+    if (!memcmp(b + 4, "ftyp", 4) || !memcmp(b + 4, "moov", 4) || !memcmp(b + 4, "mdat", 4) ||
+        !memcmp(b + 4, "wide", 4))
         return walk_boxes(b, size, name, e);
     if (!memcmp(b, "\x1a\x45\xdf\xa3", 4)) return walk_elements(b, size, name, e);
     if (!memcmp(b, "RIFF", 4)) return walk_riff(b, size, name, e);

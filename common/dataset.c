@@ -5,13 +5,16 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 struct ma_dataset {
     ma_dataset_opts o;
     ma_inputs *in;
     ma_item *window;
     int64_t held, epoch, draws, seen; /* seen: good samples of this epoch */
+    bool ended;                       /* this epoch is read to its end; the next begins when the window is empty */
     ma_array like[MA_ITEM_ARRAYS];    /* shapes that all must have; no data */
+    bool begun;                       /* there was a good sample: like stands */
     bool over;
     double waited;
 };
@@ -22,9 +25,17 @@ void ma_item_free(ma_item *item) {
     *item = (ma_item){0};
 }
 
+bool ma_dataset_once(const ma_cli *cli) {
+    struct stat s;
+    for (int k = 0; k < cli->inputs.n; k++)
+        if (!strcmp(cli->inputs.at[k], "-") || (!stat(cli->inputs.at[k], &s) && !S_ISREG(s.st_mode))) return true;
+    return !cli->inputs.n;
+}
+
 ma_dataset *ma_dataset_open(const ma_dataset_opts *o, ma_err *e) {
-    if (!o->cli->inputs.n && o->epochs != 1) {
-        ma_fail(e, MA_USAGE, "standard input can be read once: --epochs 1, or name the shards");
+    const bool once = ma_dataset_once(o->cli);
+    if (once && o->epochs > 1) {
+        ma_fail(e, MA_USAGE, "standard input or a pipe can be read once: --epochs 1, or name the shards");
         return NULL;
     }
     ma_dataset *d = calloc(1, sizeof *d);
@@ -35,6 +46,7 @@ ma_dataset *ma_dataset_open(const ma_dataset_opts *o, ma_err *e) {
         return NULL;
     }
     d->o = *o;
+    if (once) d->o.epochs = 1;
     d->in = ma_inputs_open(o->cli, false, e);
     if (!d->in) {
         ma_dataset_close(d);
@@ -67,34 +79,50 @@ static bool same_shape(const ma_array *a, const ma_array *b) {
     return a->nd == b->nd && !memcmp(a->n, b->n, (size_t)a->nd * sizeof *a->n);
 }
 
-/* The arrays out of a sample, checked. */
+/* Member k of a sample, checked. Batches are whole tensors: what the first good sample had, and in what shape, all must. */
+static int take_member(const ma_dataset *d, const ma_sample *s, int k, ma_array *a, ma_err *why) {
+    const char *ext = d->o.member[k];
+    const ma_array *like = &d->like[k];
+    const bool here = ma_sample_get(s, ext) != NULL;
+    if (d->o.optional[k] && d->begun && here != (like->nd > 0))
+        return ma_fail(why, MA_SHAPE, "%s: has %s %s, unlike the first sample", s->key, here ? "a" : "no", ext);
+    if (d->o.optional[k] && !here) return 0;
+    if (ma_sample_array(s, ext, a, why)) return -1;
+    if (a->type != MA_F16 && a->type != MA_F32)
+        return ma_fail(why, MA_SHAPE, "%s: %s is neither f16 nor f32", s->key, ext);
+    if (!finite_array(a)) return ma_fail(why, MA_NOTFINITE, "%s: %s holds NaN or infinity", s->key, ext);
+    char x[160], y[160];
+    if (d->begun && !same_shape(a, like))
+        return ma_fail(why, MA_SHAPE, "%s: %s is %s, the first sample's was %s", s->key, ext, ma_shape_text(x, a->nd, a->n),
+                       ma_shape_text(y, like->nd, like->n));
+    return 0;
+}
+
+/* The arrays out of a sample. */
 static int take(ma_dataset *d, const ma_sample *s, ma_item *item, ma_err *why) {
-    for (int k = 0; k < d->o.members; k++) {
-        const char *ext = d->o.member[k];
-        ma_array *a = &item->a[k];
-        if (d->o.optional[k] && !ma_sample_get(s, ext)) continue;
-        if (ma_sample_array(s, ext, a, why)) return -1;
-        if (a->type != MA_F16 && a->type != MA_F32)
-            return ma_fail(why, MA_SHAPE, "%s: %s is neither f16 nor f32", s->key, ext);
-        if (!finite_array(a)) return ma_fail(why, MA_NOTFINITE, "%s: %s holds NaN or infinity", s->key, ext);
-        if (!d->like[k].nd) {
-            d->like[k] = *a;
-            d->like[k].data = NULL;
-        } else if (!same_shape(a, &d->like[k])) {
-            char x[160], y[160];
-            return ma_fail(why, MA_SHAPE, "%s: %s is %s, the first sample's was %s", s->key, ext,
-                           ma_shape_text(x, a->nd, a->n), ma_shape_text(y, d->like[k].nd, d->like[k].n));
-        }
-    }
+    for (int k = 0; k < d->o.members; k++)
+        if (take_member(d, s, k, &item->a[k], why)) return -1;
     item->key = strdup(s->key);
-    return item->key ? 0 : ma_fail(why, MA_MEMORY, "dataset: out of memory");
+    if (!item->key) return ma_fail(why, MA_MEMORY, "dataset: out of memory");
+    for (int k = 0; k < d->o.members && !d->begun; k++) {
+        d->like[k] = item->a[k];
+        d->like[k].data = NULL;
+    }
+    d->begun = true;
+    return 0;
+}
+
+/* A bad sample, told in the first epoch: it is bad in every other, too. -1: enough of them. */
+static int bad(const ma_dataset *d, const ma_sample *s, const ma_err *why, ma_err *e) {
+    if (!d->o.tally || d->epoch || !ma_tally_bad(d->o.tally, s ? s->key : NULL, why)) return 0;
+    return ma_fail(e, why->reason, "too many bad samples");
 }
 
 /* The stream from its beginning, or its end for good. */
 static int next_epoch(ma_dataset *d, ma_err *e) {
-    if (!d->seen) return ma_fail(e, MA_MISSING, "the input has no sample to train on");
     d->epoch++;
     d->seen = 0;
+    d->ended = false;
     if (d->epoch == d->o.epochs) {
         d->over = true;
         return 0;
@@ -104,9 +132,10 @@ static int next_epoch(ma_dataset *d, ma_err *e) {
     return d->in ? 0 : -1;
 }
 
-/* Brings the window up to its size, or the stream to its end. */
+/* Brings the window up to its size, or the epoch to its end. */
 static int refill(ma_dataset *d, ma_err *e) {
-    while (!d->over && d->held < d->o.window) {
+    bool failed = d->ended && !d->held && next_epoch(d, e);
+    while (!failed && !d->over && !d->ended && d->held < d->o.window) {
         ma_err why = {0};
         ma_sample *s = NULL;
         ma_item item = {0};
@@ -114,14 +143,17 @@ static int refill(ma_dataset *d, ma_err *e) {
         if (rc > 0 && !take(d, s, &item, &why)) {
             d->window[d->held++] = item;
             d->seen++;
+            if (d->o.tally && !d->epoch) d->o.tally->good++;
         } else if (rc == 0) {
-            if (next_epoch(d, e)) return -1;
+            d->ended = true;
         } else {
             ma_item_free(&item);
-            if (ma_tally_bad(d->o.tally, s ? s->key : NULL, &why)) return ma_fail(e, why.reason, "%s", why.text);
+            failed = bad(d, s, &why, e) != 0;
         }
         ma_sample_free(s);
     }
+    if (failed) return -1;
+    if (d->ended && !d->seen) return ma_fail(e, MA_MISSING, "the input has no sample to train on");
     return 0;
 }
 

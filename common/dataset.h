@@ -1,5 +1,5 @@
 /* dataset: samples as training sees them. A seeded window of samples is kept; each draw takes one at random out of it
- * and refills it from the stream, epoch after epoch. The order depends on (seed, window, files) alone, so a run that is
+ * and refills it from the stream; at an epoch's end the window is emptied before the next begins. The order depends on (seed, window, files) alone, so a run that is
  * resumed skips what it has drawn and goes on where it was. */
 #ifndef MA_DATASET_H
 #define MA_DATASET_H
@@ -21,12 +21,14 @@ typedef struct ma_dataset_opts {
     int members;
     int64_t window;             /* 1: in the order of the files */
     uint64_t seed;
-    int64_t epochs;             /* 0: without end. Standard input can be read once only */
-    ma_tally *tally;            /* samples with a missing member, a shape unlike the first one's, or a NaN are named,
-                                   counted and skipped */
+    int64_t epochs;             /* 0: without end, or once where the input can be read once only */
+    ma_tally *tally;            /* samples with a missing member, a shape unlike the first one's, or a NaN are skipped,
+                                   and in the first epoch named and counted; NULL: in silence */
 } ma_dataset_opts;
 
 typedef struct ma_dataset ma_dataset;
+/* Whether the inputs can be read once only: they are, or hold, standard input or a pipe. */
+bool ma_dataset_once(const ma_cli *);
 ma_dataset *ma_dataset_open(const ma_dataset_opts *, ma_err *);
 /* 1: an item (ma_item_free); 0: the last epoch is over; -1: error. */
 int ma_dataset_next(ma_dataset *, ma_item *, ma_err *);

@@ -98,7 +98,8 @@ static void make_wheel(float wheel[HUES][3]) {
     static const struct {
         int steps, full, moves; /* channel that stays at 1, channel that moves */
         bool up;
-    } arc[6] = {{RY, 0, 1, true}, {YG, 1, 0, false}, {GC, 1, 2, true}, {CB, 2, 1, false}, {BM, 2, 0, true}, {MR, 0, 2, false}};
+    } arc[6] = {{RY, 0, 1, true},  {YG, 1, 0, false}, {GC, 1, 2, true},
+                {CB, 2, 1, false}, {BM, 2, 0, true},  {MR, 0, 2, false}};
     int k = 0;
     for (int a = 0; a < 6; a++)
         for (int i = 0; i < arc[a].steps; i++, k++) {

@@ -27,8 +27,8 @@ static AVCodecContext *open_encoder(enum AVPixelFormat format, int height, int w
 }
 
 /* bytes: rows of RGB as the format has them, row bytes each. */
-static int write_png(const void *bytes, size_t row, enum AVPixelFormat format, int64_t height, int64_t width, ma_buf *out,
-                     ma_err *e) {
+static int write_png(const void *bytes, size_t row, enum AVPixelFormat format, int64_t height, int64_t width,
+                     ma_buf *out, ma_err *e) {
     if (height < 1 || width < 1 || height > MOST_SIDE || width > MOST_SIDE)
         return ma_fail(e, MA_SHAPE, "png: a picture of %lldx%lld", (long long)height, (long long)width);
     ma_av_quiet();
@@ -98,7 +98,8 @@ static int decode_still(enum AVCodecID id, const void *bytes, size_t size, AVFra
     }
     if (!rc) avcodec_send_packet(c, NULL); /* the end: what is held back comes out */
     if (!rc) rc = avcodec_receive_frame(c, out);
-    if (!rc && (out->decode_error_flags || out->flags & AV_FRAME_FLAG_CORRUPT || ma_av_said()[0])) rc = AVERROR_INVALIDDATA;
+    if (!rc && (out->decode_error_flags || out->flags & AV_FRAME_FLAG_CORRUPT || ma_av_said()[0]))
+        rc = AVERROR_INVALIDDATA;
     av_packet_free(&p);
     avcodec_free_context(&c);
     return rc;

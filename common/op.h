@@ -110,8 +110,10 @@ typedef struct ma_device {
     ma_kernel bwd[MA_NOPS];                                /* in[k]->grad += …, for each in[k]->want. NULL: none */
     bool types[MA_TYPES];                                  /* storage types that the kernels take */
     void (*close)(struct ma_device *);                     /* NULL: nothing to give back */
+    void (*tf32)(struct ma_device *, bool on);             /* f32 products rounded to tf32; off at first. NULL: never */
     void *stream, *state;
     size_t free_bytes;                                     /* memory there at the start; 0: not known */
+    const char *failure;                                   /* the last failure in words, "" before it; NULL: not kept */
 } ma_device;
 
 const char *ma_op_name(ma_op);

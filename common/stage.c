@@ -321,8 +321,7 @@ static int do_batch(run *r, int n, ma_err *e) {
     return rc;
 }
 
-/* Whether out is a pipe whose reader has gone. */
-static bool closed_early(int fd) {
+bool ma_closed_early(int fd) {
     struct pollfd p = {.fd = fd};
     return poll(&p, 1, 0) == 1 && p.revents & POLLERR;
 }
@@ -378,7 +377,7 @@ int ma_stage_run(const ma_stage *st, int out_fd) {
     ma_inputs_close(in);
     free(r.s);
     free(r.why);
-    bool quiet = e.reason == MA_IO && !st->no_output && !cli->common.out && closed_early(out_fd);
+    bool quiet = e.reason == MA_IO && !st->no_output && !cli->common.out && ma_closed_early(out_fd);
     if (e.reason && !quiet) ma_say(cli, 0, "%s", e.text);
     if (e.reason == MA_USAGE && !in) return 2;
     return ma_tally_end(&r.tally) || rc ? 1 : 0;

@@ -20,6 +20,8 @@ typedef struct ma_stage {
 /* Runs the whole stream; the exit status: 0, or 1 when a sample or the run failed. Refuses to write binary data to a
  * terminal. out_fd: where it goes without -o. */
 int ma_stage_run(const ma_stage *, int out_fd);
+/* Whether fd is a pipe whose reader has gone: a failure to write there is not worth words. */
+bool ma_closed_early(int fd);
 
 /* The inputs alone, for tools that loop over them more than once or make their own output. */
 typedef struct ma_inputs ma_inputs;

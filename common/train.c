@@ -159,6 +159,14 @@ static int load_checkpoint(const ma_train *t, ma_optim *optim, int64_t *step, in
     return rc;
 }
 
+/* A run that begins anew would leave its checkpoints among another's, and --resume would take the newest of both. */
+static int refuse_old(const ma_train *t, ma_err *e) {
+    int64_t found = newest(t->state, INT64_MAX);
+    if (found < 0) return 0;
+    return ma_fail(e, MA_DUPLICATE, "%s has step %lld of an earlier run: --resume, or remove the folder", t->state,
+                   (long long)found);
+}
+
 /* ---- log ---- */
 
 /* Opens the log for appending after step; what a lost run wrote beyond it is cut off. */
@@ -249,11 +257,19 @@ static int write_log(const ma_train *t, FILE *f, int64_t step, const step_log *l
     return fflush(f) ? ma_fail(e, MA_IO, "log: %s", strerror(errno)) : 0;
 }
 
+/* The data may end within a step: the loss is then the mean of the passes that there were. */
+static void mean_of(step_log *log, double share) {
+    log->loss /= share;
+    for (int k = 0; k < log->parts; k++) log->part[k] /= share;
+}
+
 /* One optimiser step. 1: done; 0: no more data; -1: error. */
 static int one_step(const ma_train *t, ma_optim *optim, ma_item *items, int64_t step, step_log *log, ma_err *e) {
+    int64_t passes = 0;
     int rc = 1;
-    for (int64_t k = 0; k < t->o->accumulate && rc > 0; k++) rc = micro(t, items, step, log, e);
+    while (passes < t->o->accumulate && (rc = micro(t, items, step, log, e)) > 0) passes++;
     if (rc < 0 || !log->samples) return rc;
+    mean_of(log, (double)passes / (double)t->o->accumulate);
     double start = ma_now();
     log->lr = ma_optim_lr(optim, step);
     if (ma_optim_step(optim, &log->norm, e)) return -1;
@@ -264,7 +280,8 @@ static int one_step(const ma_train *t, ma_optim *optim, ma_item *items, int64_t 
 
 static int loop(const ma_train *t, ma_optim *optim, FILE *log, ma_item *items, int64_t *step, int64_t *draws, ma_err *e) {
     ma_progress p;
-    int64_t first = *step, saved = -1;
+    const int64_t first = *step;
+    int64_t saved = first;
     int rc = 1;
     ma_progress_start(&p, t->cli, "steps", t->o->steps - first);
     while (*step < t->o->steps && !ma_stopped) {
@@ -287,7 +304,8 @@ static int loop(const ma_train *t, ma_optim *optim, FILE *log, ma_item *items, i
     ma_err late = {0};
     if (*step != saved && save_checkpoint(t, optim, *step, *draws, rc < 0 ? &late : e)) rc = -1;
     if (rc >= 0 && ma_stopped)
-        rc = ma_fail(e, MA_IO, "stopped after step %lld; --resume goes on from there", (long long)*step);
+        rc = *step ? ma_fail(e, MA_IO, "stopped after step %lld; --resume goes on from there", (long long)*step)
+                   : ma_fail(e, MA_IO, "stopped before the first step");
     return rc < 0 ? -1 : 0;
 }
 
@@ -307,7 +325,7 @@ int ma_train_run(const ma_train *t, int64_t *steps, ma_err *e) {
     ma_item *items = calloc((size_t)o->batch, sizeof *items);
     int rc = optim && items ? ma_make_dirs(t->state, e) : ma_fail(e, MA_MEMORY, "training: out of memory");
     if (ma_failed(t->ctx)) rc = ma_fail(e, ma_ctx_err(t->ctx)->reason, "%s", ma_ctx_err(t->ctx)->text);
-    if (!rc && o->resume) rc = load_checkpoint(t, optim, steps, &draws, e);
+    if (!rc) rc = o->resume ? load_checkpoint(t, optim, steps, &draws, e) : refuse_old(t, e);
     FILE *log = rc ? NULL : open_log(o->log, *steps, e);
     if (!rc) rc = log && e->reason == MA_OK ? loop(t, optim, log, items, steps, &draws, e) : -1;
     if (log) fclose(log);

@@ -9,10 +9,11 @@
  * call is beyond the time-out.
  * Traps:
  *  - nb_frames and durations in headers lie: only decoded frames count.
- *  - Matroska rounds times to milliseconds: at 30 fps frame 2 is "at 67 ms", after the instant 66.67. Hence the slack of
- *    one tick, where a tick is short beside a frame.
+ *  - Matroska rounds times to milliseconds: at 30 fps frame 2 is "at 67 ms", after the instant 66.67. Hence the slack
+ * of one tick, where a tick is short beside a frame.
  *  - A demuxer at the end of a cut file says "end of file": see container.c, and its last words are heard here.
- *  - A damaged H.264 stream decodes without an error code; the frame's flags tell. FFV1's checksums speak in the log only.
+ *  - A damaged H.264 stream decodes without an error code; the frame's flags tell. FFV1's checksums speak in the log
+ * only.
  *  - Playlists and "concat" scripts would let a file name others, and streams without sizes (y4m, MPEG-TS) can be cut
  *    unseen: only the containers that container.c knows are read.
  */
@@ -28,9 +29,9 @@
 
 #define CONTAINERS "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 
-static const int64_t MOST_SIDE = 16384;            /* pixels */
-static const size_t MOST_BYTES = (size_t)4 << 30;  /* of RGB in one clip */
-static const double DEFAULT_TIMEOUT = 60;          /* seconds */
+static const int64_t MOST_SIDE = 16384;           /* pixels */
+static const size_t MOST_BYTES = (size_t)4 << 30; /* of RGB in one clip */
+static const double DEFAULT_TIMEOUT = 60;         /* seconds */
 
 typedef struct source {
     const uint8_t *data;
@@ -53,9 +54,9 @@ typedef struct reader {
     const char *name;
     const ma_clip_opts *want;
     ma_clip *clip;
-    int64_t room;      /* frames that clip's arrays hold */
+    int64_t room; /* frames that clip's arrays hold */
     ma_err *e;
-    double deadline;   /* ma_now() */
+    double deadline; /* ma_now() */
     source src;
     AVIOContext *io;
     AVFormatContext *file;
@@ -73,9 +74,9 @@ typedef struct reader {
     struct SwsContext *sws;
     turn turn;
     fit fit;
-    uint8_t *stored;   /* (height, width, 3) as decoded */
-    uint8_t *cropped;  /* (fit.h, fit.w, 3) turned and cropped */
-    uint8_t *resized;  /* (fit.oh, fit.ow, 3) */
+    uint8_t *stored;  /* (height, width, 3) as decoded */
+    uint8_t *cropped; /* (fit.h, fit.w, 3) turned and cropped */
+    uint8_t *resized; /* (fit.oh, fit.ow, 3) */
 } reader;
 
 /* --- bytes in memory as FFmpeg's input --- */
@@ -133,7 +134,8 @@ static int open_file(reader *r) {
 static int open_codec(reader *r) {
     const AVCodecParameters *par = r->stream->codecpar;
     const AVCodec *decoder = avcodec_find_decoder(par->codec_id);
-    if (!decoder) return ma_fail(r->e, MA_UNSUPPORTED, "%s: no decoder for %s", r->name, avcodec_get_name(par->codec_id));
+    if (!decoder)
+        return ma_fail(r->e, MA_UNSUPPORTED, "%s: no decoder for %s", r->name, avcodec_get_name(par->codec_id));
     r->codec = avcodec_alloc_context3(decoder);
     r->packet = av_packet_alloc();
     r->got = av_frame_alloc();
@@ -209,8 +211,8 @@ static int reserve(reader *r, int64_t need) {
     int64_t most = (int64_t)(MOST_BYTES / frame), n = 2 * r->room < most ? 2 * r->room : most;
     if (need <= r->room) return 0;
     if (need > most)
-        return ma_fail(r->e, MA_MEMORY, "%s: %lld frames of %lldx%lld are more than 4 GiB: ask for fewer or smaller", r->name,
-                       (long long)need, (long long)c->height, (long long)c->width);
+        return ma_fail(r->e, MA_MEMORY, "%s: %lld frames of %lldx%lld are more than 4 GiB: ask for fewer or smaller",
+                       r->name, (long long)need, (long long)c->height, (long long)c->width);
     if (n < need) n = need;
     uint8_t *rgb = realloc(c->rgb, (size_t)n * frame);
     if (rgb) c->rgb = rgb;
@@ -313,7 +315,9 @@ static int feed(reader *r) {
 /* 1: the next frame is in got. 0: no more. */
 static int next_frame(reader *r) {
     for (;;) {
-        if (late(r)) return ma_fail(r->e, MA_TIMEOUT, "%s: frame %lld: the time allowed is over", r->name, (long long)r->index + 1);
+        if (late(r))
+            return ma_fail(r->e, MA_TIMEOUT, "%s: frame %lld: the time allowed is over", r->name,
+                           (long long)r->index + 1);
         int rc = avcodec_receive_frame(r->codec, r->got);
         if (rc == AVERROR_EOF) return 0;
         if (rc == AVERROR(EAGAIN)) {
@@ -323,7 +327,8 @@ static int next_frame(reader *r) {
         if (rc < 0) return ma_av_fail(r->e, MA_CORRUPT, r->name, "decoding", rc);
         bool bad_sum = r->codec->codec_id == AV_CODEC_ID_FFV1 && ma_av_said()[0];
         if (r->got->decode_error_flags || r->got->flags & AV_FRAME_FLAG_CORRUPT || bad_sum)
-            return ma_fail(r->e, MA_CORRUPT, "%s: frame %lld: damaged %s", r->name, (long long)r->index + 1, ma_av_said());
+            return ma_fail(r->e, MA_CORRUPT, "%s: frame %lld: damaged %s", r->name, (long long)r->index + 1,
+                           ma_av_said());
         return 1;
     }
 }
@@ -351,8 +356,10 @@ static int take(reader *r) {
         r->first = pts;
     } else if (pts != AV_NOPTS_VALUE && r->first != AV_NOPTS_VALUE)
         time = fmax(r->time, (double)(pts - r->first) * r->tick);
-    if (r->index >= 0 && (g->width != r->shown->width || g->height != r->shown->height || g->format != r->shown->format))
-        return ma_fail(r->e, MA_UNSUPPORTED, "%s: frame %lld: size or pixel format changes", r->name, (long long)r->index + 1);
+    if (r->index >= 0 &&
+        (g->width != r->shown->width || g->height != r->shown->height || g->format != r->shown->format))
+        return ma_fail(r->e, MA_UNSUPPORTED, "%s: frame %lld: size or pixel format changes", r->name,
+                       (long long)r->index + 1);
     if (r->index >= 0 && show(r, time)) return -1;
     AVFrame *old = r->shown;
     r->shown = r->got;
@@ -410,8 +417,8 @@ static int check_options(const ma_clip_opts *w, const char *name, ma_err *e) {
     const ma_clip_size *s = &w->size;
     if (s->frames < 0 || s->height < 0 || s->width < 0 || s->height > MOST_SIDE || s->width > MOST_SIDE ||
         !s->height != !s->width || !(s->fps >= 0 && s->fps < 1e6) || !(w->start >= 0 && w->start < 1e9))
-        return ma_fail(e, MA_USAGE, "%s: a clip of %lldx%lldx%lld at %g fps from %gs makes no sense", name, (long long)s->frames,
-                       (long long)s->height, (long long)s->width, s->fps, w->start);
+        return ma_fail(e, MA_USAGE, "%s: a clip of %lldx%lldx%lld at %g fps from %gs makes no sense", name,
+                       (long long)s->frames, (long long)s->height, (long long)s->width, s->fps, w->start);
     return 0;
 }
 

@@ -1,7 +1,7 @@
 /* video_write: RGB frames as a video file in memory.
  *
- * mp4: H.264 by libx264, yuv420p, BT.709 limited range, tagged as such; the index stands before the data. mkv: FFV1, RGB,
- * lossless. y4m: 4:4:4 in BT.601 limited range, which is what readers take a format without colour tags for.
+ * mp4: H.264 by libx264, yuv420p, BT.709 limited range, tagged as such; the index stands before the data. mkv: FFV1,
+ * RGB, lossless. y4m: 4:4:4 in BT.601 limited range, which is what readers take a format without colour tags for.
  * Limits: everything in memory; constant frame rate; one thread, so that the bytes depend on the input alone.
  * Traps: players need the mp4 index first, and FFmpeg's own "faststart" opens the file anew by name, of which there is
  * none; so room is kept for the index beforehand (moov_size), which must not be too small. x264's
@@ -61,7 +61,7 @@ static int put_bytes(sink *s, const uint8_t *bytes, int n) {
     }
     size_t over = s->buf->size - end; /* bytes that are there already */
     if (over > (size_t)n) over = (size_t)n;
-    memcpy(s->buf->data + end, bytes, over);
+    if (over) memcpy(s->buf->data + end, bytes, over);
     if (ma_buf_add(s->buf, bytes + over, (size_t)n - over)) return AVERROR(ENOMEM);
     s->at += (size_t)n;
     return n;
@@ -93,7 +93,8 @@ static int64_t seek_bytes(void *opaque, int64_t to, int whence) {
 
 static int open_frame(writer *w) {
     ma_av_pixels rgb = {.format = AV_PIX_FMT_RGB24};
-    w->sws = ma_av_scaler(w->width, w->height, rgb, w->how->pixels, SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_BITEXACT);
+    w->sws = ma_av_scaler(w->width, w->height, rgb, w->how->pixels,
+                          SWS_BICUBIC | SWS_ACCURATE_RND | SWS_FULL_CHR_H_INP | SWS_BITEXACT);
     w->frame = av_frame_alloc();
     if (!w->sws || !w->frame) return AVERROR(ENOMEM);
     w->frame->format = w->how->pixels.format;
@@ -239,14 +240,15 @@ static int check(const writer *w, int64_t height, int64_t width, double fps, con
         return ma_fail(e, MA_SHAPE, "%s: %lld frames of %lldx%lld", format, (long long)w->frames, (long long)height,
                        (long long)width);
     if (w->how->pixels.format == AV_PIX_FMT_YUV420P && (height % 2 || width % 2))
-        return ma_fail(e, MA_SHAPE, "%s: %lldx%lld: height and width must be even", format, (long long)height, (long long)width);
+        return ma_fail(e, MA_SHAPE, "%s: %lldx%lld: height and width must be even", format, (long long)height,
+                       (long long)width);
     if (!(fps >= 0.001 && fps <= 1000)) return ma_fail(e, MA_USAGE, "%s: %g frames per second", format, fps);
     if (w->crf < 0 || w->crf > 51) return ma_fail(e, MA_USAGE, "%s: crf %d is not in 0..51", format, w->crf);
     return 0;
 }
 
-int ma_video_write(const uint8_t *rgb, int64_t frames, int64_t height, int64_t width, double fps, const char *format, int crf,
-                   ma_buf *out, ma_err *e) {
+int ma_video_write(const uint8_t *rgb, int64_t frames, int64_t height, int64_t width, double fps, const char *format,
+                   int crf, ma_buf *out, ma_err *e) {
     writer w = {.rgb = rgb, .frames = frames, .height = (int)height, .width = (int)width, .crf = crf};
     for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++)
         if (!strcmp(recipes[i].format, format)) w.how = &recipes[i];

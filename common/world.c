@@ -1,8 +1,7 @@
 /* world: motion, pictures and flow of the toy clips.
  *
- * Limits: balls do not turn, there is no friction and no ceiling; the camera moves to the left or the right only. Shadows,
- * light and blur are left out: they would move otherwise than the flow says.
- * Traps:
+ * Limits: balls do not turn, there is no friction and no ceiling; the camera moves to the left or the right only.
+ * Shadows, light and blur are left out: they would move otherwise than the flow says. Traps:
  *  - Flow is exact only if texture moves with what carries it: patterns are functions of the distance from the ball's
  *    centre, or of the place on the wall, and soft enough (edges of two pixels) to be sampled once a pixel.
  *  - Edges are drawn with the part of the pixel that is covered; flow belongs to what is at the pixel's centre.
@@ -14,14 +13,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PLAIN, STRIPES, CHECKS, DOTS, PATTERNS };             /* on a ball */
+enum { PLAIN, STRIPES, CHECKS, DOTS, PATTERNS }; /* on a ball */
 enum { WALL_NOISE, WALL_CHECKS, WALL_STRIPES, WALL_GRADIENT, WALLS };
 
 static const struct {
     const char *name;
     double rgb[3];
 } colours[] = {
-    {"red", {214, 40, 40}},     {"green", {46, 160, 67}},  {"blue", {38, 84, 214}},   {"yellow", {240, 205, 40}},
+    {"red", {214, 40, 40}},     {"green", {46, 160, 67}},   {"blue", {38, 84, 214}},    {"yellow", {240, 205, 40}},
     {"orange", {240, 130, 30}}, {"purple", {130, 50, 170}}, {"white", {240, 240, 240}},
 };
 enum { COLOURS = sizeof colours / sizeof *colours };
@@ -88,7 +87,8 @@ static void run(ma_world *w) {
     ma_ball b[MA_WORLD_BALLS];
     memcpy(b, w->ball, sizeof b);
     for (int64_t t = 0; t < w->size.frames; t++) {
-        for (int k = 0; k < w->balls; k++) memcpy(w->path[t * w->balls + k], (double[2]){b[k].x, b[k].y}, sizeof w->path[0]);
+        for (int k = 0; k < w->balls; k++)
+            memcpy(w->path[t * w->balls + k], (double[2]){b[k].x, b[k].y}, sizeof w->path[0]);
         if (t + 1 == w->size.frames) break;
         for (int s = 0; s < steps; s++) {
             int touched = ma_world_step(b, w->balls, &w->room, dt);
@@ -121,12 +121,14 @@ static void make_wall(ma_world *w, ma_rng *g) {
     w->wall_angle = between(g, 0, M_PI);
     double light[2] = {between(g, 60, 100), between(g, 150, 200)};
     for (int i = 0; i < 2; i++)
-        for (int c = 0; c < 3; c++) w->wall_colour[i][c] = light[i] + between(g, -25, 25); /* dull, so that balls stand out */
+        for (int c = 0; c < 3; c++)
+            w->wall_colour[i][c] = light[i] + between(g, -25, 25); /* dull, so that balls stand out */
     shuffle(g, w->shuffle, 256);
     for (int i = 0; i < 256; i++) w->noise[i] = (float)ma_rng_uniform(g);
 }
 
-/* The camera goes some way along the wall; the room is what it sees on that way. */
+/* The camera goes some way along the wall; the room is what it sees all that way, so that no ball is lost from sight.
+ */
 static void make_room(ma_world *w, ma_rng *g, double pan) {
     double height = (double)w->size.height, width = (double)w->size.width;
     bool moves = ma_rng_uniform(g) < pan, back = ma_rng_uniform(g) < 0.5;
@@ -137,8 +139,10 @@ static void make_room(ma_world *w, ma_rng *g, double pan) {
     w->room.right = width;
     if (!moves || w->size.frames < 2) return;
     w->pan = way / (double)(w->size.frames - 1);
-    if (back) w->room.left = way;
-    else w->room.right += way;
+    if (back)
+        w->room.right += way;
+    else
+        w->room.left = way;
 }
 
 static bool clashes(const ma_world *w, const ma_ball *b) {
@@ -148,13 +152,13 @@ static bool clashes(const ma_world *w, const ma_ball *b) {
 }
 
 static void make_balls(ma_world *w, ma_rng *g) {
-    double height = (double)w->size.height, width = (double)w->size.width, side = fmin(height, width);
+    double height = (double)w->size.height, side = fmin(height, (double)w->size.width);
     uint8_t colour[COLOURS];
     int wanted = 1 + (int)ma_rng_below(g, MA_WORLD_BALLS);
     shuffle(g, colour, COLOURS);
     for (int tries = 0; w->balls < wanted && tries < 1000; tries++) { /* a full room gets fewer */
         ma_ball b = {.radius = side * between(g, 0.06, 0.14), .colour = colour[w->balls]};
-        b.x = between(g, b.radius, width - b.radius);
+        b.x = between(g, w->room.left + b.radius, w->room.right - b.radius);
         b.y = between(g, b.radius, 0.6 * height);
         b.vx = side * between(g, -0.8, 0.8);
         b.vy = side * between(g, -0.4, 0.3);
@@ -215,14 +219,17 @@ static double noise(const ma_world *w, double x, double y, double cell) {
     return top + v * (low - top);
 }
 
-/* The wall at a place of the room. Some noise is everywhere: flow without texture cannot be seen. */
+/* The wall at a place. Some noise is everywhere: flow without texture cannot be seen. Left and right of the room it is
+ * dark: there the balls turn back. */
 static void wall_at(const ma_world *w, double x, double y, double rgb[3]) {
     double c = cos(w->wall_angle), s = sin(w->wall_angle), p = w->wall_period, a = c * x + s * y, b = c * y - s * x;
     double grain = 0.65 * noise(w, x, y, p / 2) + 0.35 * noise(w, x + 37, y + 11, p / 4), t = grain;
     if (w->wall == WALL_CHECKS) t = 0.4 + 0.4 * square_wave(a, p) * square_wave(b, p) + 0.2 * grain;
     if (w->wall == WALL_STRIPES) t = 0.4 + 0.4 * square_wave(a, p) + 0.2 * grain;
     if (w->wall == WALL_GRADIENT) t = 0.8 * clamp01(y / (double)w->size.height) + 0.2 * grain;
-    for (int k = 0; k < 3; k++) rgb[k] = w->wall_colour[0][k] + t * (w->wall_colour[1][k] - w->wall_colour[0][k]);
+    double light = 0.4 + 0.6 * clamp01(x - w->room.left + 0.5) * clamp01(w->room.right - x + 0.5);
+    for (int k = 0; k < 3; k++)
+        rgb[k] = light * (w->wall_colour[0][k] + t * (w->wall_colour[1][k] - w->wall_colour[0][k]));
 }
 
 /* A ball at (dx, dy) from its centre: its colour, darker towards the rim, with a pattern of a darker shade. */
@@ -264,15 +271,15 @@ void ma_world_render(const ma_world *w, int64_t frame, uint8_t *rgb) {
             pixel(w, at, w->pan * (double)frame, (double)j + 0.5, (double)i + 0.5, rgb + (i * w->size.width + j) * 3);
 }
 
-void ma_world_flow(const ma_world *w, int64_t frame, float *uv) {
+void ma_world_flow(const ma_world *w, int64_t frame, int64_t until, float *uv) {
     double at[MA_WORLD_BALLS][2], to[MA_WORLD_BALLS][2];
     for (int k = 0; k < w->balls; k++) {
         ma_world_where(w, frame, k, at[k]);
-        ma_world_where(w, frame + 1, k, to[k]);
+        ma_world_where(w, until, k, to[k]);
     }
     for (int64_t i = 0; i < w->size.height; i++)
         for (int64_t j = 0; j < w->size.width; j++, uv += 2) {
-            uv[0] = (float)-w->pan;
+            uv[0] = (float)(-w->pan * (double)(until - frame));
             uv[1] = 0;
             for (int k = 0; k < w->balls; k++) {
                 if (hypot((double)j + 0.5 - at[k][0], (double)i + 0.5 - at[k][1]) >= w->ball[k].radius) continue;

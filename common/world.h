@@ -5,8 +5,8 @@
 
 enum { MA_WORLD_BALLS = 5 };
 
-/* Positions are in pixels, x to the right and y down, from the left upper corner; the pixel in column j of row i has its
- * centre at (j + 0.5, i + 0.5). Times are in seconds. */
+/* Positions are in pixels, x to the right and y down, from the left upper corner; the pixel in column j of row i has
+ * its centre at (j + 0.5, i + 0.5). Times are in seconds. */
 typedef struct ma_ball {
     double x, y, vx, vy; /* centre in the room, and its velocity */
     double radius;
@@ -26,9 +26,9 @@ typedef struct ma_world {
     ma_room room;
     int balls;
     ma_ball ball[MA_WORLD_BALLS];
-    double (*path)[2];  /* (frames, balls, 2): x, y of each centre in the room */
-    double pan;         /* of the camera, to the right: pixels a frame */
-    int wall;           /* kind of background */
+    double (*path)[2]; /* (frames, balls, 2): x, y of each centre in the room */
+    double pan;        /* of the camera, to the right: pixels a frame */
+    int wall;          /* kind of background */
     double wall_period, wall_angle;
     double wall_colour[2][3];
     float noise[256];
@@ -42,8 +42,8 @@ void ma_world_free(ma_world *);
 
 /* A frame: rgb (height, width, 3). */
 void ma_world_render(const ma_world *, int64_t frame, uint8_t *rgb);
-/* What each pixel of `frame` moves by until the next: uv (height, width, 2). frame + 1 must exist. */
-void ma_world_flow(const ma_world *, int64_t frame, float *uv);
+/* What each pixel of `frame` moves by until frame `until`: uv (height, width, 2). */
+void ma_world_flow(const ma_world *, int64_t frame, int64_t until, float *uv);
 /* Where ball k is in the picture of that frame. */
 void ma_world_where(const ma_world *, int64_t frame, int k, double xy[2]);
 /* What is to be seen: "two balls, one red and one blue, fall and bounce …". Freed with free(); NULL: out of memory. */

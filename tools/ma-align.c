@@ -235,19 +235,21 @@ static int dry_run(work *w, ma_dataset *data, ma_err *e) {
 
 static int run(work *w, ma_tally *tally, ma_err *e) {
     const char *out = cli.common.out;
-    char member[64], *log = ma_format("%s/log.jsonl", out);
-    snprintf(member, sizeof member, "%.56s.npy", target);
+    char member[64];
+    if (snprintf(member, sizeof member, "%s.npy", target) >= (int)sizeof member)
+        return ma_fail(e, MA_USAGE, "--target: name too long");
     if (ma_pipeline_read(base, &w->pipe, e)) return -1;
     if (!from_scratch && !(w->weights = ma_pipeline_weights(base, NULL, e))) return -1;
+    char *log = ma_format("%s/log.jsonl", out);
     ma_dataset_opts o = {.cli = &cli,
                          .member = {"latent.npy", "text.npy", member},
                          .optional = {false, true},
                          .members = loss_kind == ALIGN_NONE ? 2 : 3,
                          .window = train.window,
                          .seed = (uint64_t)cli.common.seed,
-                         .epochs = cli.inputs.n ? train.epochs : 1,
+                         .epochs = train.epochs,
                          .tally = tally};
-    ma_dataset *data = ma_dataset_open(&o, e);
+    ma_dataset *data = log ? ma_dataset_open(&o, e) : NULL;
     int rc = data ? make_nets(w, data, e) : -1;
     if (!train.log) train.log = log;
     if (!rc && cli.common.dry_run) {

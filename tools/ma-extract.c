@@ -4,6 +4,7 @@
  * Limits: every clip of a run has one size, so that a batch is one tensor.
  */
 #include "../common/clip.h"
+#include "../common/models/pixel.h"
 #include "../common/models/videomae.h"
 #include "../common/stage.h"
 
@@ -175,21 +176,12 @@ static bool have_all(const extract *x, ma_sample *s, const cJSON *entry) {
 
 /* ---- pixel */
 
-/* Mean and log-variance (-30: none) of pixels in ±1; channel c·P·P + row·P + column of each P×P square. */
 static int put_latent(ma_sample *s, const ma_clip *clip, int64_t p, ma_err *e) {
-    int64_t c = 3 * p * p, h = clip->height / p, w = clip->width / p, t = clip->frames, plane = t * h * w;
-    float *z = ma_alloc((size_t)(2 * c * plane), sizeof *z); // (2C,T,H,W)
+    int64_t n[] = {2 * 3 * p * p, clip->frames, clip->height / p, clip->width / p};
+    float *z = ma_alloc((size_t)(n[0] * n[1] * n[2] * n[3]), sizeof *z); // (2C,T,H/P,W/P)
     if (!z) return ma_fail(e, MA_MEMORY, "%s: out of memory", s->key);
-    for (int64_t k = 0; k < c; k++) {
-        int64_t colour = k / (p * p), row = k / p % p, column = k % p;
-        for (int64_t i = 0; i < plane; i++) {
-            int64_t y = i / w % h * p + row, x = i % w * p + column;
-            z[k * plane + i] =
-                clip->rgb[((i / (h * w) * clip->height + y) * clip->width + x) * 3 + colour] / 127.5f - 1;
-        }
-    }
-    for (int64_t i = c * plane; i < 2 * c * plane; i++) z[i] = -30;
-    int rc = ma_sample_put_f16(s, "latent.npy", z, 4, (int64_t[]){2 * c, t, h, w}, e);
+    pixel_encode(clip->rgb, clip->frames, clip->height, clip->width, p, z);
+    int rc = ma_sample_put_f16(s, "latent.npy", z, 4, n, e);
     ma_release(z);
     return rc;
 }
@@ -217,7 +209,7 @@ static ma_tensor *encode(extract *x, const float *clips, int64_t n) {
 /* Tokens of the samples s[at[0]], s[at[1]], …, n of them. -1: the run is over. */
 static int put_tokens(extract *x, ma_sample **s, const ma_clip *clip, const int *at, int n, ma_err *why, ma_err *e) {
     size_t each = (size_t)((args.size.frames - x->skip) * args.size.height * args.size.width * 3);
-    float *in = ma_alloc((size_t)n * each, sizeof *in), *out = NULL;
+    float *in = ma_alloc((size_t)n, each * sizeof *in), *out = NULL;
     for (int k = 0; in && k < n; k++) normalise(x, &clip[at[k]], in + (size_t)k * each);
     ma_tensor *tokens = in ? encode(x, in, n) : NULL;
     ma_release(in);

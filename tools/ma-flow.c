@@ -156,8 +156,7 @@ static int kitti_write(const float *uv, int64_t h, int64_t w, ma_buf *out, ma_er
     uint16_t *rgb = ma_alloc((size_t)(h * w), 3 * sizeof *rgb);
     if (!rgb) return ma_fail(e, MA_MEMORY, "out of memory");
     for (int64_t i = 0; i < h * w; i++) {
-        for (int k = 0; k < 2; k++)
-            rgb[3 * i + k] = (uint16_t)fmin(fmax(rint(uv[2 * i + k] * 64.0 + 32768), 0), 65535);
+        for (int k = 0; k < 2; k++) rgb[3 * i + k] = (uint16_t)fmin(fmax(rint(uv[2 * i + k] * 64.0 + 32768), 0), 65535);
         rgb[3 * i + 2] = 1; /* valid */
     }
     int rc = ma_png_write16(rgb, h, w, out, e);

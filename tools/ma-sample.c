@@ -122,6 +122,15 @@ static char *output_path(const char *key, const char *ext, bool many) {
     return ma_format("%s/%s%s%s", cli.common.out ? cli.common.out : ".", key, *ext ? "." : "", ext);
 }
 
+/* The folders of a path: a sample's key may have some. */
+static int make_parents(const char *path, ma_err *e) {
+    const char *slash = strrchr(path, '/');
+    char *dir = slash && slash > path ? ma_format("%.*s", (int)(slash - path), path) : NULL;
+    int rc = dir ? ma_make_dirs(dir, e) : 0;
+    free(dir);
+    return rc;
+}
+
 static int write_pictures(const char *folder, const uint8_t *rgb, int64_t frames, int64_t h, int64_t width, ma_err *e) {
     int rc = ma_make_dirs(folder, e);
     for (int64_t f = 0; f < frames && !rc; f++) {
@@ -168,24 +177,29 @@ static int write_sample(work *w, const char *key, const char *prompt, const uint
     return -1;
 }
 
-static int write_clip(work *w, const char *key, const char *prompt, const float *x, bool many, ma_err *e) {
-    const int64_t *s = w->shape, p = w->pipe.pixel, n[4] = {s[1], s[2] * p, s[3] * p, 3};
-    const double fps = size.fps > 0 ? size.fps : 8;
-    static const char *const kinds[] = {"mp4", "", "y4m", "npy", "mp4"};
-    uint8_t *rgb = ma_alloc((size_t)(n[0] * n[1] * n[2]), 3);
-    if (!rgb) return ma_fail(e, MA_MEMORY, "%s: out of memory", key);
-    pixel_decode(x, s[1], s[2], s[3], p, rgb);
+/* The clip as a file, or a folder of pictures. */
+static int write_files(const char *key, const uint8_t *rgb, const int64_t n[4], double fps, bool many, ma_err *e) {
+    static const char *const kinds[] = {"mp4", "", "y4m", "npy"};
     char *path = output_path(key, kinds[format], many);
+    if (!path) return ma_fail(e, MA_MEMORY, "%s: out of memory", key);
     ma_buf out = {0};
-    int rc;
-    if (format == SHARD)
-        rc = write_sample(w, key, prompt, rgb, n, fps, e);
-    else if (format == PNG)
+    int rc = many ? make_parents(path, e) : 0;
+    if (!rc && format == PNG)
         rc = write_pictures(path, rgb, n[0], n[1], n[2], e);
-    else if (!(rc = encode(rgb, n, fps, kinds[format], &out, e)))
+    else if (!rc && !(rc = encode(rgb, n, fps, kinds[format], &out, e)))
         rc = ma_write_file(path, out.data, out.size, e);
     ma_buf_free(&out);
     free(path);
+    return rc;
+}
+
+static int write_clip(work *w, const char *key, const char *prompt, const float *x, bool many, ma_err *e) {
+    const int64_t *s = w->shape, p = w->pipe.pixel, n[4] = {s[1], s[2] * p, s[3] * p, 3};
+    const double fps = size.fps > 0 ? size.fps : 8;
+    uint8_t *rgb = ma_alloc((size_t)(n[0] * n[1] * n[2]), 3);
+    if (!rgb) return ma_fail(e, MA_MEMORY, "%s: out of memory", key);
+    pixel_decode(x, s[1], s[2], s[3], p, rgb);
+    int rc = format == SHARD ? write_sample(w, key, prompt, rgb, n, fps, e) : write_files(key, rgb, n, fps, many, e);
     ma_release(rgb);
     return rc;
 }
@@ -248,7 +262,17 @@ static int from_lines(work *w, ma_err *e) {
         rc = sample_prompt(w, key, line, NULL, true, e);
     }
     free(line);
-    return rc ? -1 : number ? 0 : ma_fail(e, MA_USAGE, "no prompt: give it as an argument or on standard input");
+    return rc ? -1 : number || ma_stopped ? 0 : ma_fail(e, MA_USAGE, "no prompt: give it as an argument or on standard input");
+}
+
+/* Whether files named by this key stay below the folder that they are meant for. */
+static bool stays_below(const char *key) {
+    bool below = *key != '/';
+    for (const char *s = key; s; s = strchr(s, '/')) {
+        s += *s == '/';
+        below &= !(!strncmp(s, "..", 2) && (!s[2] || s[2] == '/'));
+    }
+    return below;
 }
 
 static int from_samples(work *w, ma_err *e) {
@@ -262,6 +286,7 @@ static int from_samples(work *w, ma_err *e) {
         ma_array text = {0};
         const ma_member *caption = got > 0 ? ma_sample_get(s, "txt") : NULL;
         char *prompt = ma_format("%.*s", caption ? (int)strcspn(caption->data, "\r\n") : 0, caption ? (char *)caption->data : "");
+        if (got > 0 && !stays_below(s->key)) got = ma_fail(&why, MA_UNSUPPORTED, "%s: the key leaves the output's folder", s->key);
         if (got > 0 && ma_sample_get(s, "text.npy") && ma_sample_array(s, "text.npy", &text, &why)) got = -1;
         if (got > 0 && text.data && (text.nd != 2 || text.n[1] != w->pipe.transformer.text_embed_dim))
             got = ma_fail(&why, MA_SHAPE, "%s: text.npy is not (L, %d)", s->key, w->pipe.transformer.text_embed_dim);
@@ -299,10 +324,16 @@ static int start(work *w, ma_err *e) {
     w->params = ma_params_new(w->ctx, w->weights, false, 0);
     w->net = w->params ? cogvideox_make(w->params, &w->pipe.transformer) : NULL;
     if (w->net) ma_params_end(w->params, NULL);
-    if (context_error(w, e)) return -1;
+    return context_error(w, e);
+}
+
+/* The shard, or the folder for several clips. */
+static int open_output(work *w, ma_err *e) {
     if (format == SHARD) {
         const ma_writer_opts o = {.path = cli.common.out, .fd = STDOUT_FILENO, .level = (int)cli.common.level,
-                                  .threads = (int)cli.common.threads};
+                                  .threads = (int)cli.common.threads,
+                                  .drop = cli.common.drop.at,
+                                  .ndrop = cli.common.drop.n};
         if (!cli.common.out && isatty(STDOUT_FILENO)) return ma_fail(e, MA_USAGE, "a shard is not for a terminal: -o FILE");
         if (!(w->writer = ma_writer_open(&o, e))) return -1;
     } else if (cli.common.out && (from_shard || cli.inputs.n != 1 || clips > 1))
@@ -326,10 +357,11 @@ static int run(work *w, ma_err *e) {
     if (start(w, e)) return -1;
     ma_recording(w->ctx, false);
     if (cli.common.dry_run) return dry_run(w, e);
+    if (open_output(w, e)) return -1;
     ma_progress_start(&w->progress, &cli, "clips", cli.inputs.n && !from_shard ? cli.inputs.n * clips : 0);
     int rc = from_shard ? from_samples(w, e) : cli.inputs.n ? from_arguments(w, e) : from_lines(w, e);
     ma_progress_end(&w->progress);
-    return rc;
+    return !rc && ma_stopped ? ma_fail(e, MA_IO, "stopped") : rc;
 }
 
 int main(int argc, char **argv) {
@@ -345,7 +377,8 @@ int main(int argc, char **argv) {
         w.writer = NULL;
     }
     ma_writer_abort(w.writer);
-    if (e.reason != MA_OK) ma_say(&cli, 0, "%s", e.text);
+    bool quiet = e.reason == MA_IO && format == SHARD && !cli.common.out && ma_closed_early(STDOUT_FILENO);
+    if (e.reason != MA_OK && !quiet) ma_say(&cli, 0, "%s", e.text);
     rc = ma_tally_end(&w.tally);
     cogvideox_free(w.net);
     ma_params_free(w.params);

@@ -1,23 +1,25 @@
 /* ma-sheet: a contact sheet of a stream: a row a member, frames evenly spaced. Videos are shown as they are, flow as the
- * colour wheel, all flows of a sheet on one scale. A row shows the first sample that has its member.
+ * colour wheel, all flows of a sheet on one scale. A row shows the first sample that has its member, or, where it is the
+ * name of a video file, that.
  */
 #include "../common/clip.h"
 #include "../common/stage.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { MOST = 16 };
+enum { MOST = 16, GAP = 2 }; /* rows; pixels between frames */
 
 static const char *rows = "mp4,flow.npy";
 static int64_t columns = 8, cell[2] = {96, 144};
 
 static const ma_opt options[] = {
-    {"rows", 0, MA_OPT_TEXT, &rows, "MEMBER,…", "members, a row each: videos and (T,H,W,2) flow (default mp4,flow.npy)", 0, 0},
+    {"rows", 0, MA_OPT_TEXT, &rows, "MEMBER,…", "a row each: members of the stream, video or (T,H,W,2) flow, or video files (default mp4,flow.npy)", 0, 0},
     {"columns", 0, MA_OPT_INT, &columns, "N", "frames a row (default 8)", 1, 64},
-    {"cell", 0, MA_OPT_SIZE, cell, "HxW", "a frame's size on the sheet (default 96x144)", 0, 0},
+    {"cell", 0, MA_OPT_SIZE, cell, "HxW", "a frame's size on the sheet (default 96x144)", 1, 4096},
     {0},
 };
 static ma_cli cli = {.name = "ma-sheet", .does = "draws a contact sheet of a stream, as PNG", .args = "[INPUT]…", .opts = options};
@@ -61,10 +63,26 @@ static int take(row *r, const ma_sample *s, ma_err *e) {
     return ma_fail(e, MA_SHAPE, "%s: %s is not (T,H,W,2)", s->key, r->ext);
 }
 
+/* Rows that are files. */
+static int read_files(row *r, int n, ma_err *e) {
+    const ma_clip_opts all = {0};
+    int rc = 0;
+    for (int k = 0; k < n && !rc; k++) {
+        ma_buf file = {0};
+        if (is_flow(&r[k]) || access(r[k].ext, R_OK)) continue;
+        rc = ma_read_file(r[k].ext, (size_t)4 << 30, &file, e);
+        if (!rc) rc = ma_video_read(file.data, file.size, r[k].ext, &all, &r[k].video, e);
+        ma_buf_free(&file);
+    }
+    return rc;
+}
+
 /* Reads on until every row has something. */
 static int gather(row *r, int n, ma_tally *tally, ma_err *e) {
+    int missing = 0;
+    for (int k = 0; k < n; k++) missing += !filled(&r[k]);
     ma_inputs *in = ma_inputs_open(&cli, true, e);
-    int missing = n, rc = in ? 1 : -1;
+    int rc = in ? 1 : -1;
     while (rc > 0 && missing && !ma_stopped) {
         ma_err why = {0};
         ma_sample *s = NULL;
@@ -79,6 +97,7 @@ static int gather(row *r, int n, ma_tally *tally, ma_err *e) {
         ma_sample_free(s);
     }
     ma_inputs_close(in);
+    if (rc > 0 && missing && ma_stopped) rc = ma_fail(e, MA_IO, "stopped");
     for (int k = 0; k < n && rc > 0; k++)
         if (!filled(&r[k])) rc = ma_fail(e, MA_MISSING, "no sample has %s", r[k].ext);
     return rc > 0 ? 0 : -1;
@@ -95,7 +114,6 @@ static float longest(const row *r, int n) {
     }
     return most;
 }
-
 
 static int64_t frames_of(const row *r) {
     return r->video.rgb ? r->video.frames : r->flow.n[0];
@@ -115,9 +133,17 @@ static uint8_t *frame_of(const row *r, int64_t f, float most, int64_t n[2], ma_e
     return rgb;
 }
 
-/* The sheet: white, two pixels between frames. */
+static int64_t sheet_height(int64_t n) {
+    return n * (cell[0] + GAP) + GAP;
+}
+
+static int64_t sheet_width(void) {
+    return columns * (cell[1] + GAP) + GAP;
+}
+
+/* The sheet: white between frames. */
 static int draw(const row *r, int n, ma_buf *png, ma_err *e) {
-    const int64_t gap = 2, height = n * (cell[0] + gap) + gap, width = columns * (cell[1] + gap) + gap;
+    const int64_t gap = GAP, height = sheet_height(n), width = sheet_width();
     const float most = longest(r, n);
     uint8_t *sheet = ma_alloc((size_t)(height * width), 3), *small = ma_alloc((size_t)(cell[0] * cell[1]), 3);
     int rc = sheet && small ? 0 : ma_fail(e, MA_MEMORY, "out of memory");
@@ -143,7 +169,13 @@ static int run(ma_tally *tally, ma_err *e) {
     row r[MOST] = {0};
     ma_buf png = {0};
     int n = parse_rows(r, e), rc = n > 0 ? 0 : -1;
+    if (!rc && cli.common.dry_run) {
+        printf("a sheet of %lldx%lld pixels: %d rows of %lld frames\n", (long long)sheet_height(n), (long long)sheet_width(), n,
+               (long long)columns);
+        return fflush(stdout) ? ma_fail(e, MA_IO, "standard output: %s", strerror(errno)) : 0;
+    }
     if (!rc && !cli.common.out && isatty(STDOUT_FILENO)) rc = ma_fail(e, MA_USAGE, "a picture is not for a terminal: -o FILE");
+    if (!rc) rc = read_files(r, n, e);
     if (!rc) rc = gather(r, n, tally, e);
     if (!rc) rc = draw(r, n, &png, e);
     if (!rc)
@@ -164,7 +196,8 @@ int main(int argc, char **argv) {
     ma_err e = {0};
     ma_tally tally = {.cli = &cli};
     run(&tally, &e);
-    if (e.reason != MA_OK) ma_say(&cli, 0, "%s", e.text);
+    bool quiet = e.reason == MA_IO && !cli.common.out && ma_closed_early(STDOUT_FILENO);
+    if (e.reason != MA_OK && !quiet) ma_say(&cli, 0, "%s", e.text);
     rc = ma_tally_end(&tally);
     ma_cli_free(&cli);
     return e.reason == MA_USAGE ? 2 : e.reason != MA_OK ? 1 : rc;

@@ -7,12 +7,14 @@
 #include "../common/models/motion.h"
 #include "../common/train.h"
 
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 enum { TRAIN, APPLY, EVAL };
+enum { MOST = 64 }; /* samples that apply takes at once */
 static const char *const verbs[] = {"train", "apply", "eval", NULL};
 
 static ma_train_opts train = {MA_TRAIN_DEFAULTS, .lr = 1e-4, .decay = 0.01, .beta2 = 0.999, .warmup = 100};
@@ -97,13 +99,28 @@ static ma_tensor *put_items(ma_ctx *c, const ma_item *items, int n, int k, bool 
     return t;
 }
 
+static ma_tensor *project_items(const work *w, const ma_item *items, int n) {
+    return motion_project(w->ctx, w->net, put_items(w->ctx, items, n, 0, false));
+}
+
+/* Features and flow of the input; members 1: features alone. */
+static ma_dataset *open_data(const work *w, int members, int64_t window, int64_t epochs, ma_tally *tally, ma_err *e) {
+    const ma_dataset_opts o = {.cli = &cli,
+                               .member = {w->member, "flow.npy"},
+                               .members = members,
+                               .window = window,
+                               .seed = (uint64_t)cli.common.seed,
+                               .epochs = epochs,
+                               .tally = tally};
+    return ma_dataset_open(&o, e);
+}
+
 /* ---- train ---- */
 
 static ma_tensor *flow_loss(void *self, const ma_item *items, int n, int64_t step, ma_parts *parts) {
     const work *w = self;
     (void)step, (void)parts;
-    ma_tensor *s = put_items(w->ctx, items, n, 0, false), *o = put_items(w->ctx, items, n, 1, true);
-    return ma_l1(w->ctx, motion_decode(w->ctx, w->net, motion_project(w->ctx, w->net, s)), o);
+    return ma_l1(w->ctx, motion_decode(w->ctx, w->net, project_items(w, items, n)), put_items(w->ctx, items, n, 1, true));
 }
 
 static int save_model(work *w, const char *path, ma_err *e) {
@@ -131,21 +148,11 @@ static int run_train(work *w, ma_err *e) {
     if (!cli.common.out) return ma_fail(e, MA_USAGE, "train needs -o FILE");
     char *state = ma_format("%s.state", cli.common.out), *log = ma_format("%s.jsonl", cli.common.out);
     ma_tally tally = {.cli = &cli};
-    ma_dataset_opts o = {.cli = &cli,
-                         .member = {w->member, "flow.npy"},
-                         .members = 2,
-                         .window = train.window,
-                         .seed = (uint64_t)cli.common.seed,
-                         .epochs = cli.inputs.n ? train.epochs : 1,
-                         .tally = &tally};
-    ma_dataset *data = state && log ? ma_dataset_open(&o, e) : NULL;
+    ma_dataset *data = state && log ? open_data(w, 2, train.window, train.epochs, &tally, e) : NULL;
     int rc = data ? fit_sizes(w, data, e) : -1;
     if (!train.log) train.log = log;
     if (!rc) rc = make_net(w, true, e);
-    if (!rc && cli.common.dry_run) {
-        ma_say(&cli, 0, "train: %lld parameters, features %lldx…, flow %lldx%lldx%lld", (long long)ma_params_count(w->params),
-               (long long)w->size.in, (long long)w->size.flow[0], (long long)w->size.flow[1], (long long)w->size.flow[2]);
-    } else if (!rc) {
+    if (!rc) {
         ma_train run = {.cli = &cli, .o = &train, .ctx = w->ctx, .data = data, .tally = &tally, .params = {w->params},
                         .nparams = 1, .state = state, .self = w, .loss = flow_loss};
         int64_t steps;
@@ -161,27 +168,16 @@ static int run_train(work *w, ma_err *e) {
 
 /* ---- apply ---- */
 
-/* Features of n samples as one batch. A sample that does not fit is marked in why and left out. */
-static ma_tensor *load_features(work *w, ma_sample **s, int n, ma_err *why, int *good, int *ngood) {
-    ma_item *items = calloc((size_t)n, sizeof *items);
-    *ngood = 0;
-    for (int k = 0; items && k < n; k++) {
-        ma_item *it = &items[*ngood];
-        if (ma_sample_array(s[k], w->member, &it->a[0], &why[k])) continue;
-        const ma_array *a = &it->a[0], *first = &items[0].a[0];
-        char shape[160];
-        if (a->nd != 4 || a->n[3] != w->size.in || (*ngood && memcmp(a->n, first->n, 4 * sizeof *a->n))) {
-            ma_fail(&why[k], MA_SHAPE, "%s is %s; %lld channels are needed, and one shape in a batch", w->member,
-                    ma_shape_text(shape, a->nd, a->n), (long long)w->size.in);
-            ma_item_free(it);
-            continue;
-        }
-        good[(*ngood)++] = k;
-    }
-    ma_tensor *t = items && *ngood ? put_items(w->ctx, items, *ngood, 0, false) : NULL;
-    for (int k = 0; items && k < *ngood; k++) ma_item_free(&items[k]);
-    free(items);
-    return t;
+/* The features of a sample, checked. */
+static int load_features(const work *w, const ma_sample *s, ma_array *a, ma_err *why) {
+    char shape[160];
+    if (ma_sample_array(s, w->member, a, why)) return -1;
+    const bool fits = a->nd == 4 && a->n[3] == w->size.in && a->n[0] > want_flow && (a->type == MA_F16 || a->type == MA_F32);
+    if (fits) return 0;
+    ma_fail(why, MA_SHAPE, "%s: %s is %s; floats (T,H,W,%lld) are needed%s", s->key, w->member,
+            ma_shape_text(shape, a->nd, a->n), (long long)w->size.in, want_flow ? ", and for a flow two time steps" : "");
+    ma_array_free(a);
+    return -1;
 }
 
 /* Member ext of every good sample from tensor t, (B, …). */
@@ -197,33 +193,62 @@ static int store(work *w, ma_tensor *t, ma_sample **s, const int *good, int n, c
     return 0;
 }
 
-static cJSON *entry_of(work *w) {
+static cJSON *entry_of(const work *w, const ma_sample *s) {
+    const ma_member *m = ma_sample_get(s, w->member);
+    char sha[65] = "";
     cJSON *e = cJSON_CreateObject(), *o = cJSON_AddObjectToObject(e, "options");
     cJSON_AddStringToObject(e, "version", MA_VERSION);
     cJSON_AddStringToObject(o, "features", features);
     cJSON_AddBoolToObject(o, "flow", want_flow);
     cJSON_AddStringToObject(e, "weights", ma_weights_sha(w->weights));
+    if (m) ma_sha_bytes(m->data, m->size, sha);
+    cJSON_AddStringToObject(e, "input", sha);
     return e;
+}
+
+static bool have_all(ma_sample *s, const cJSON *entry) {
+    return ma_entry_same(&cli, s, cli.name, "motion.npy", entry) &&
+           (!want_flow || ma_entry_same(&cli, s, cli.name, "motion-flow.npy", entry));
+}
+
+/* Samples s[at[0]], s[at[1]], … whose features, items, have one shape. */
+static int apply_batch(work *w, ma_sample **s, const ma_item *items, const int *at, int n, ma_err *why, ma_err *e) {
+    ma_tensor *m = project_items(w, items, n);
+    int rc = store(w, m, s, at, n, "motion.npy", why, e);
+    if (!rc && want_flow) rc = store(w, motion_decode(w->ctx, w->net, m), s, at, n, "motion-flow.npy", why, e);
+    for (int k = 0; k < n && !rc; k++) rc = ma_entry_put(s[at[k]], cli.name, entry_of(w, s[at[k]]), e);
+    ma_reset(w->ctx);
+    return rc;
 }
 
 static int apply(void *self, ma_sample **s, int n, ma_err *why, ma_err *e) {
     work *w = self;
-    int good[64], ngood;
-    ma_tensor *x = load_features(w, s, n, why, good, &ngood);
-    int rc = 0;
-    if (ngood) {
-        ma_tensor *m = motion_project(w->ctx, w->net, x);
-        rc = store(w, m, s, good, ngood, "motion.npy", why, e);
-        if (!rc && want_flow) rc = store(w, motion_decode(w->ctx, w->net, m), s, good, ngood, "motion-flow.npy", why, e);
-        for (int k = 0; k < ngood && !rc; k++) rc = ma_entry_put(s[good[k]], "ma-subspace", entry_of(w), e);
+    ma_item item[MOST] = {0}, batch[MOST];
+    int at[MOST], rc = 0;
+    for (int k = 0; k < n; k++) {
+        cJSON *entry = entry_of(w, s[k]);
+        if (!have_all(s[k], entry)) load_features(w, s[k], &item[k].a[0], &why[k]);
+        cJSON_Delete(entry);
     }
-    ma_reset(w->ctx);
+    for (int k = 0; k < n && !rc; k++) {
+        const ma_array first = item[k].a[0];
+        int many = 0;
+        for (int j = k; j < n && first.data; j++) {
+            if (!item[j].a[0].data || memcmp(item[j].a[0].n, first.n, 4 * sizeof *first.n)) continue;
+            batch[many] = item[j];
+            at[many++] = j;
+            item[j] = (ma_item){0};
+        }
+        if (many) rc = apply_batch(w, s, batch, at, many, why, e);
+        for (int j = 0; j < many; j++) ma_item_free(&batch[j]);
+    }
+    for (int k = 0; k < n; k++) ma_item_free(&item[k]);
     return rc;
 }
 
 static int run_apply(work *w, ma_err *e) {
     if (make_net(w, false, e)) return -1;
-    ma_stage stage = {.cli = &cli, .self = w, .work = apply, .batch = train.batch > 64 ? 64 : (int)train.batch};
+    ma_stage stage = {.cli = &cli, .self = w, .work = apply, .batch = train.batch > MOST ? MOST : (int)train.batch};
     return ma_stage_run(&stage, STDOUT_FILENO);
 }
 
@@ -248,8 +273,7 @@ static void add_errors(const float *got, const float *want, size_t pixels, const
 
 static int eval_item(work *w, const ma_item *item, const flow_error *at, flow_error *sum, ma_err *e) {
     size_t count = ma_array_count(&item->a[1]);
-    ma_tensor *x = put_items(w->ctx, item, 1, 0, false);
-    ma_tensor *flow = motion_decode(w->ctx, w->net, motion_project(w->ctx, w->net, x));
+    ma_tensor *flow = motion_decode(w->ctx, w->net, project_items(w, item, 1));
     float *got = ma_alloc(count, sizeof *got), *want = stack_items(item, 1, 1);
     int rc = got && want && !ma_get(w->ctx, flow, got) ? 0 : -1;
     if (!rc) add_errors(got, want, count / 2, at, sum);
@@ -270,40 +294,72 @@ static void add_flow(const ma_item *item, flow_error *sum) {
     ma_release(want);
 }
 
-/* One pass over the input; with a network errors are summed, without one the flow. */
+/* The flow must be on the grid that the network predicts. */
+static int check_grid(const work *w, const ma_array *flow, ma_err *e) {
+    char x[160], y[160];
+    const int64_t want[4] = {w->size.flow[0], w->size.flow[1], w->size.flow[2], 2};
+    if (flow->nd == 4 && !memcmp(flow->n, want, sizeof want)) return 0;
+    return ma_fail(e, MA_SHAPE, "flow.npy is %s; %s predicts %s", ma_shape_text(x, flow->nd, flow->n), model, ma_shape_text(y, 4, want));
+}
+
+/* One pass over the input. at NULL: the flow is summed, otherwise the errors. */
 static int pass(work *w, ma_tally *tally, const flow_error *at, flow_error *sum, int64_t *samples, ma_err *e) {
-    ma_dataset_opts o = {.cli = &cli, .member = {w->member, "flow.npy"}, .members = 2, .window = 1, .epochs = 1, .tally = tally};
-    ma_dataset *data = ma_dataset_open(&o, e);
+    ma_dataset *data = open_data(w, 2, 1, 1, tally, e);
+    const ma_array *flow = data ? ma_dataset_shape(data, 1, e) : NULL;
     ma_item item;
-    int rc = data && ma_dataset_shape(data, 0, e) ? 0 : -1;
-    const ma_array *flow = rc ? NULL : ma_dataset_shape(data, 1, e);
-    if (!flow || flow->nd != 4 || flow->n[3] != 2)
-        rc = ma_fail(e, MA_SHAPE, "flow.npy is not (T,H,W,2)");
-    else
-        memcpy(w->size.flow, flow->n, sizeof w->size.flow);
-    if (!rc && w->net == NULL && at) rc = make_net(w, false, e);
+    int rc = flow && !check_grid(w, flow, e) ? 1 : -1;
     *samples = 0;
-    while (!rc && !ma_stopped && (rc = ma_dataset_next(data, &item, e)) > 0) {
-        rc = at ? eval_item(w, &item, at, sum, e) : (add_flow(&item, sum), 0);
+    while (rc > 0 && !ma_stopped && (rc = ma_dataset_next(data, &item, e)) > 0) {
+        if (!at)
+            add_flow(&item, sum);
+        else if (eval_item(w, &item, at, sum, e))
+            rc = -1;
         ma_item_free(&item);
         ++*samples;
     }
     ma_dataset_close(data);
-    return rc;
+    return rc < 0 ? -1 : ma_stopped ? ma_fail(e, MA_IO, "stopped") : 0;
 }
 
 static int run_eval(work *w, ma_err *e) {
-    ma_tally tally = {.cli = &cli}, once = {.cli = &cli};
+    ma_tally tally = {.cli = &cli};
     flow_error first = {0}, sum = {0};
     int64_t samples;
-    if (!cli.inputs.n) return ma_fail(e, MA_USAGE, "eval reads its input twice: name the shards");
-    if (pass(w, &once, NULL, &first, &samples, e)) return -1;
+    if (ma_dataset_once(&cli)) return ma_fail(e, MA_USAGE, "eval reads its input twice: name the shards");
+    if (make_net(w, false, e) || pass(w, &tally, NULL, &first, &samples, e)) return -1;
     first.u /= first.pixels;
     first.v /= first.pixels;
-    if (pass(w, &tally, &first, &sum, &samples, e)) return -1;
+    if (pass(w, NULL, &first, &sum, &samples, e)) return -1;
     printf("samples %lld\nepe %.4f\nepe_no_motion %.4f\nepe_mean_motion %.4f\n", (long long)samples,
            sum.predicted / sum.pixels, sum.none / sum.pixels, sum.mean / sum.pixels);
+    if (fflush(stdout)) return ma_fail(e, MA_IO, "standard output: %s", strerror(errno));
     return ma_tally_end(&tally);
+}
+
+/* ---- plan ---- */
+
+/* --dry-run: a batch of the input on the counting device. */
+static int run_plan(work *w, ma_err *e) {
+    const bool training = cli.verb == TRAIN, flow = cli.verb != APPLY || want_flow;
+    ma_dataset *data = open_data(w, flow ? 2 : 1, train.batch, 1, NULL, e);
+    ma_item *items = calloc((size_t)train.batch, sizeof *items);
+    int n = 0, rc = data && items && ma_dataset_shape(data, 0, e) ? 0 : -1;
+    if (!rc && training) rc = fit_sizes(w, data, e);
+    if (!rc) rc = make_net(w, training, e);
+    while (!rc && n < train.batch && ma_dataset_next(data, &items[n], e) > 0) n++;
+    ma_recording(w->ctx, training);
+    ma_parts none = {0};
+    ma_tensor *out = !n ? NULL : training ? flow_loss(w, items, n, 1, &none) : project_items(w, items, n);
+    if (!training && flow) out = motion_decode(w->ctx, w->net, out);
+    rc = out && (!training || !ma_backward(w->ctx, out, 1)) ? 0 : context_error(w, e);
+    char shape[160], memory[160];
+    if (out && !rc)
+        printf("parameters %lld\nfeatures %dx%s -> motion of %lld dimensions\n%s\n", (long long)ma_params_count(w->params), n,
+               ma_shape_text(shape, items[0].a[0].nd, items[0].a[0].n), (long long)w->size.out, ma_memory_text(memory, w->ctx));
+    for (int k = 0; k < n; k++) ma_item_free(&items[k]);
+    free(items);
+    ma_dataset_close(data);
+    return out ? rc : -1;
 }
 
 int main(int argc, char **argv) {
@@ -317,8 +373,8 @@ int main(int argc, char **argv) {
     if (snprintf(w.member, sizeof w.member, "%s.npy", features) >= (int)sizeof w.member)
         ma_fail(&e, MA_USAGE, "--features: name too long");
     else if (!ma_context_open(&cli, &w.dev, &w.ctx, &e))
-        rc = run[cli.verb](&w, &e);
+        rc = cli.common.dry_run ? run_plan(&w, &e) : run[cli.verb](&w, &e);
     int status = close_work(&w, &e);
     ma_cli_free(&cli);
-    return status ? status : rc;
+    return status ? status : rc < 0 ? 1 : rc;
 }

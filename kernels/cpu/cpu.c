@@ -95,7 +95,8 @@ static int cpu_squares(ma_device *d, const ma_slot *slots, int n, double *sum) {
 
 /* AdamW's numbers of one step and one parameter, ready to multiply. */
 typedef struct rates {
-    float beta1, beta2, eps, clip;
+    float beta1, beta2, rest1, rest2; /* rest: 1 - beta, taken before rounding */
+    float eps, clip;
     float keep;   /* 1 - lr·decay */
     float step;   /* lr / (1 - beta1^t) */
     float spread; /* 1 / sqrt(1 - beta2^t) */
@@ -104,6 +105,8 @@ typedef struct rates {
 static rates rates_of(const ma_adam *o, double decay) {
     return (rates){.beta1 = (float)o->beta1,
                    .beta2 = (float)o->beta2,
+                   .rest1 = (float)(1 - o->beta1),
+                   .rest2 = (float)(1 - o->beta2),
                    .eps = (float)o->eps,
                    .clip = (float)o->clip,
                    .keep = (float)(1 - o->lr * decay),
@@ -116,8 +119,8 @@ static void adam_part(rates r, float *restrict p, const float *restrict grad, fl
                       int64_t n) {
     for (int64_t k = 0; k < n; k++) {
         float g = grad[k] * r.clip;
-        m[k] = m[k] * r.beta1 + g * (1 - r.beta1);
-        v[k] = v[k] * r.beta2 + g * g * (1 - r.beta2);
+        m[k] = m[k] * r.beta1 + g * r.rest1;
+        v[k] = v[k] * r.beta2 + g * g * r.rest2;
         p[k] = p[k] * r.keep - r.step * m[k] / (sqrtf(v[k]) * r.spread + r.eps);
     }
 }

@@ -264,6 +264,13 @@ ok "--out-size: half the size, half the vectors; --batch changes nothing"
 run 0 $flow --clip 5x64x80 --size 128x160 --out-size native --stride 1 -o "$dir/s.tar" "$dir/c.mkv"
 check "assert npy('s.tar', 'c.flow.npy').shape == (4, 128, 160, 2)"
 ok "--size, --stride 1: no frame is dropped"
+run 0 $flow --clip 5x128x160 --stride 1 --skip 0 -o "$dir/s0.tar" "$dir/c.mkv" &&
+    run 0 $flow --clip 5x128x160 --stride 1 --skip 2 -o "$dir/s2.tar" "$dir/c.mkv"
+check "
+a, b = npy('s0.tar', 'c.flow.npy').astype(float), npy('s2.tar', 'c.flow.npy').astype(float)
+assert b.shape == (2, 128, 192, 2) and abs(a[2:] - b).max() <= 2e-3 * abs(a).max() < abs(a[:2] - b).max()
+"
+ok "--skip drops the first frames"
 run 0 $flow --clip 8x60x90 --stride 3 --skip 0 --out-size native -o "$dir/p.tar" "$dir/a.mkv"
 check "assert npy('p.tar', 'a.flow.npy').shape == (2, 60, 90, 2)"
 ok "small frames are padded and cut back"

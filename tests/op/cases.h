@@ -389,43 +389,49 @@ static inline void trial_free(trial *t) {
     *t = (trial){0};
 }
 
-/* Runs forward on t->in and, for the inputs in want, backward from Σ cotangent·out, on gradients that hold `start`. */
-static inline int trial_run(const op_case *k, ma_device *dev, unsigned want, float start, trial *t, ma_err *e) {
+/* The first time, when the size of out is known. */
+static inline void trial_room(trial *t, int64_t count) {
+    if (t->out) return;
+    t->count = count;
+    t->out = ma_alloc((size_t)count, sizeof *t->out);
+    t->cotangent = ma_alloc((size_t)count, sizeof *t->cotangent);
+    random_fill(t->cotangent, count, 99);
+}
+
+/* Input j: a leaf whose gradient holds `start`, or a plain one that the next reset frees. */
+static inline ma_tensor *trial_input(const op_case *k, ma_ctx *c, int j, bool want, float start, trial *t) {
+    if (!want) return ma_input_f32(c, t->in[j], dims(k->in[j]), k->in[j]);
+    ma_tensor *in = ma_leaf(c, ma_keep(c, MA_F32, dims(k->in[j]), k->in[j]));
+    ma_put(c, in, t->in[j]);
+    for (int64_t n = 0; n < elements(k->in[j]); n++) t->grad[j][n] = start;
+    if (in) ma_put(c, in->grad, t->grad[j]);
+    return in;
+}
+
+/* Backward from Σ cotangent·out, by ops that are tested here too. */
+static inline void trial_backward(ma_ctx *c, ma_tensor *out, const trial *t) {
+    float *host = ma_alloc((size_t)t->count, sizeof *host);
+    for (int64_t n = 0; n < t->count; n++) host[n] = 1;
+    ma_tensor *ones = ma_input_f32(c, host, MA_SHAPE(1, t->count));
+    ma_tensor *product = ma_mul_(c, out, ma_input_f32(c, t->cotangent, out->nd, out->n));
+    ma_backward(c, ma_linear(c, ma_view(c, product, MA_SHAPE(1, t->count)), ones, NULL, MA_NONE), 1);
+    ma_release(host);
+}
+
+/* Runs forward on t->in and, for the inputs in want, backward, on gradients that hold `start`. The stack is empty after
+ * it. -1: the context has failed. */
+static inline int trial_run(const op_case *k, ma_ctx *c, unsigned want, float start, trial *t) {
     ma_tensor *in[INPUTS] = {0};
-    ma_ctx *c = ma_ctx_new(dev, e);
-    if (!c) return -1;
-    for (int j = 0; j < INPUTS; j++) {
-        if (!t->in[j]) continue;
-        in[j] = ma_keep(c, MA_F32, dims(k->in[j]), k->in[j]);
-        ma_put(c, in[j], t->in[j]);
-        if (!(want >> j & 1)) continue;
-        ma_leaf(c, in[j]);
-        for (int64_t n = 0; n < elements(k->in[j]); n++) t->grad[j][n] = start;
-        if (in[j]) ma_put(c, in[j]->grad, t->grad[j]);
-    }
+    for (int j = 0; j < INPUTS; j++)
+        if (t->in[j]) in[j] = trial_input(k, c, j, want >> j & 1, start, t);
     ma_tensor *out = k->run(c, in, k);
-    if (out && !t->out) {
-        t->count = ma_count(out);
-        t->out = ma_alloc((size_t)t->count, sizeof *t->out);
-        t->cotangent = ma_alloc((size_t)t->count, sizeof *t->cotangent);
-        random_fill(t->cotangent, t->count, 99);
-    }
+    if (out) trial_room(t, ma_count(out));
     ma_get(c, out, t->out);
-    if (out && want) {
-        ma_tensor *r = ma_input_f32(c, t->cotangent, out->nd, out->n), *ones = ma_new(c, MA_F32, MA_SHAPE(1, t->count));
-        float *host = ma_alloc((size_t)t->count, sizeof *host);
-        for (int64_t n = 0; n < t->count; n++) host[n] = 1;
-        ma_put(c, ones, host);
-        ma_release(host);
-        ma_tensor *row = ma_view(c, ma_mul_(c, out, r), MA_SHAPE(1, t->count));
-        ma_backward(c, ma_linear(c, row, ones, NULL, MA_NONE), 1);
-        for (int j = 0; j < INPUTS; j++)
-            if (in[j] && want >> j & 1) ma_get(c, in[j]->grad, t->grad[j]);
-    }
-    int rc = ma_failed(c) ? -1 : 0;
-    if (rc) *e = *ma_ctx_err(c);
-    ma_ctx_free(c);
-    return rc;
+    if (out && want) trial_backward(c, out, t);
+    for (int j = 0; j < INPUTS; j++)
+        if (in[j] && want >> j & 1) ma_get(c, in[j]->grad, t->grad[j]);
+    ma_reset(c);
+    return ma_failed(c) ? -1 : 0;
 }
 
 /* Random inputs, for the op to be run on. corr_lookup's coordinates reach over the edges of its 6×10 image. */
@@ -440,6 +446,19 @@ static inline trial trial_new(const op_case *k) {
         for (int64_t m = 0; m < n && k->op == MA_OP_CORR_LOOKUP && !j; m++) t.in[j][m] = 4 + 4 * t.in[j][m];
     }
     return t;
+}
+
+/* check for every case, each in a context of its own, on the CPU. */
+static inline void for_each_case(void (*check)(const op_case *, ma_ctx *)) {
+    ma_err e = {0};
+    char note[160];
+    ma_device *dev = ma_device_open("cpu", false, note, &e);
+    for (int k = 0; k < CASES; k++) {
+        ma_ctx *c = ma_ctx_new(dev, &e);
+        check(&cases[k], c);
+        ma_ctx_free(c);
+    }
+    ma_device_close(dev);
 }
 
 /* The inputs that take a gradient, as bits. */

@@ -9,19 +9,21 @@
  */
 #include "cases.h"
 
+#include <omp.h>
+
 enum { DIRECTIONS = 2, ELEMENTS = 16 };
 
 /* Where and how s is evaluated. */
 typedef struct field {
     const op_case *k;
-    ma_device *dev;
+    ma_ctx *c;
     trial *t;    /* point and cotangent */
     trial moved; /* inputs in fp32, without a definition */
     double *at[INPUTS], *out;
 } field;
 
-static field field_new(const op_case *k, ma_device *dev, trial *t) {
-    field f = {.k = k, .dev = dev, .t = t, .moved = trial_new(k)};
+static field field_new(const op_case *k, ma_ctx *c, trial *t) {
+    field f = {.k = k, .c = c, .t = t, .moved = trial_new(k)};
     f.out = ma_alloc((size_t)t->count, sizeof *f.out);
     for (int j = 0; j < INPUTS; j++) {
         int64_t n = elements(k->in[j]);
@@ -41,14 +43,13 @@ static void field_free(field *f) {
 static double value(field *f, int j, const float *u, double h) {
     int64_t n = elements(f->k->in[j]);
     double sum = 0;
-    ma_err e = {0};
     if (f->k->define) {
         for (int64_t m = 0; m < n; m++) f->at[j][m] = f->t->in[j][m] + h * u[m];
         f->k->define(f->k, f->at, f->out);
         for (int64_t m = 0; m < n; m++) f->at[j][m] = f->t->in[j][m];
     } else {
         for (int64_t m = 0; m < n; m++) f->moved.in[j][m] = (float)(f->t->in[j][m] + h * u[m]);
-        if (trial_run(f->k, f->dev, 0, 0, &f->moved, &e)) return NAN;
+        if (trial_run(f->k, f->c, 0, 0, &f->moved)) return NAN;
         for (int64_t m = 0; m < f->t->count; m++) f->out[m] = f->moved.out[m];
         memcpy(f->moved.in[j], f->t->in[j], (size_t)n * sizeof *f->t->in[j]);
     }
@@ -95,10 +96,9 @@ static void check_input(field *f, int j) {
 }
 
 /* On gradients that hold ones, ones more. */
-static void check_adds(const op_case *k, ma_device *dev, const trial *first) {
+static void check_adds(const op_case *k, ma_ctx *c, const trial *first) {
     trial t = trial_new(k);
-    ma_err e = {0};
-    bool adds = !trial_run(k, dev, all_wanted(k), 1, &t, &e);
+    bool adds = !trial_run(k, c, all_wanted(k), 1, &t);
     for (int j = 0; j < INPUTS && adds; j++)
         for (int64_t m = 0; wants(k, j) && m < elements(k->in[j]); m++)
             adds = adds && fabs(t.grad[j][m] - 1.0 - first->grad[j][m]) <= 1e-6 * (1 + fabs(first->grad[j][m]));
@@ -106,39 +106,34 @@ static void check_adds(const op_case *k, ma_device *dev, const trial *first) {
     trial_free(&t);
 }
 
-static void check_alone(const op_case *k, ma_device *dev, const trial *first) {
+static void check_alone(const op_case *k, ma_ctx *c, const trial *first) {
     bool same = true;
     for (int j = 0; j < INPUTS; j++) {
         if (!wants(k, j)) continue;
         trial t = trial_new(k);
-        ma_err e = {0};
-        same = same && !trial_run(k, dev, 1u << j, 0, &t, &e) &&
+        same = same && !trial_run(k, c, 1u << j, 0, &t) &&
                !memcmp(t.grad[j], first->grad[j], (size_t)elements(k->in[j]) * sizeof *t.grad[j]);
         trial_free(&t);
     }
     ok(same, "%s: an input's gradient does not depend on who else wants one", k->name);
 }
 
-static void check(const op_case *k, ma_device *dev) {
+static void check(const op_case *k, ma_ctx *c) {
+    if (!all_wanted(k)) return;
     trial t = trial_new(k);
-    ma_err e = {0};
-    if (ok(!trial_run(k, dev, all_wanted(k), 0, &t, &e), "%s: runs backwards %s", k->name, e.text)) {
-        field f = field_new(k, dev, &t);
+    if (ok(!trial_run(k, c, all_wanted(k), 0, &t), "%s: runs backwards %s", k->name, ma_ctx_err(c)->text)) {
+        field f = field_new(k, c, &t);
         for (int j = 0; j < INPUTS; j++)
             if (wants(k, j) && !k->kinked) check_input(&f, j);
-        check_adds(k, dev, &t);
-        check_alone(k, dev, &t);
+        check_adds(k, c, &t);
+        check_alone(k, c, &t);
         field_free(&f);
     }
     trial_free(&t);
 }
 
 int main(void) {
-    ma_err e = {0};
-    char note[160];
-    ma_device *dev = ma_device_open("cpu", false, note, &e);
-    for (int k = 0; k < CASES; k++)
-        if (all_wanted(&cases[k])) check(&cases[k], dev);
-    ma_device_close(dev);
+    omp_set_num_threads(1); /* small work; threads.c sees to the others */
+    for_each_case(check);
     return tap_done();
 }

@@ -7,15 +7,14 @@ static bool same(const float *a, const float *b, int64_t n) {
     return !memcmp(a, b, (size_t)n * sizeof *a);
 }
 
-static void check(const op_case *k, ma_device *dev) {
+static void check(const op_case *k, ma_ctx *c) {
     trial one = trial_new(k);
-    ma_err e = {0};
     omp_set_num_threads(1);
-    bool good = ok(!trial_run(k, dev, all_wanted(k), 0, &one, &e), "%s: runs %s", k->name, e.text);
+    bool good = ok(!trial_run(k, c, all_wanted(k), 0, &one), "%s: runs %s", k->name, ma_ctx_err(c)->text);
     for (int threads = 2; threads <= 3 && good; threads++) {
         trial more = trial_new(k);
         omp_set_num_threads(threads);
-        good = !trial_run(k, dev, all_wanted(k), 0, &more, &e) && same(one.out, more.out, one.count);
+        good = !trial_run(k, c, all_wanted(k), 0, &more) && same(one.out, more.out, one.count);
         for (int j = 0; j < INPUTS && good; j++)
             good = !wants(k, j) || same(one.grad[j], more.grad[j], elements(k->in[j]));
         trial_free(&more);
@@ -25,10 +24,6 @@ static void check(const op_case *k, ma_device *dev) {
 }
 
 int main(void) {
-    ma_err e = {0};
-    char note[160];
-    ma_device *dev = ma_device_open("cpu", false, note, &e);
-    for (int k = 0; k < CASES; k++) check(&cases[k], dev);
-    ma_device_close(dev);
+    for_each_case(check);
     return tap_done();
 }

@@ -1,5 +1,5 @@
-/* Video of our own making, written and read back: lossless or close, the same bytes each time; which frames a clip takes; turns;
- * fits; cut and damaged files whose headers have been mended so that only the contents tell. */
+/* Video of our own making, written and read back: lossless or close, the same bytes each time; which frames a clip
+ * takes; turns; fits; cut and damaged files whose headers have been mended so that only the contents tell. */
 #include "../../common/video.h"
 #include "../tap.h"
 #include <string.h>
@@ -68,7 +68,8 @@ static void test_y4m(void) {
         const uint8_t *rgb = &scene[0][0][0][0] + 7 * PLANE * 3;
         double most = 0;
         for (int i = 0; i < PLANE; i++) {
-            double l = (y[i] - 16) * 255.0 / 219, u = (y[PLANE + i] - 128) * 255.0 / 224, v = (y[2 * PLANE + i] - 128) * 255.0 / 224;
+            double l = (y[i] - 16) * 255.0 / 219, u = (y[PLANE + i] - 128) * 255.0 / 224,
+                   v = (y[2 * PLANE + i] - 128) * 255.0 / 224;
             most = fmax(most, fabs(l + 1.402 * v - rgb[3 * i]));
             most = fmax(most, fabs(l - 0.344136 * u - 0.714136 * v - rgb[3 * i + 1]));
             most = fmax(most, fabs(l + 1.772 * u - rgb[3 * i + 2]));
@@ -119,7 +120,8 @@ static void test_mended_cuts(void) {
     size_t at = (size_t)(mdat - b.data) - 4, half = at + (b.size - at) / 2;
     ok(try_read(&b, half, &e) == -1 && e.reason == MA_CUT, "mp4, half: %s", e.text);
     for (int i = 0; i < 4; i++) b.data[at + (size_t)i] = (char)((half - at) >> (24 - 8 * i));
-    ok(try_read(&b, half, &e) == -1 && (e.reason == MA_CUT || e.reason == MA_CORRUPT), "mp4, half, mdat mended: %s", e.text);
+    ok(try_read(&b, half, &e) == -1 && (e.reason == MA_CUT || e.reason == MA_CORRUPT), "mp4, half, mdat mended: %s",
+       e.text);
     ma_buf_free(&b);
     b = encode("mkv", H, W, 10);
     char *segment = find(&b, "\x18\x53\x80\x67");
@@ -148,7 +150,8 @@ static void test_damage(void) {
         ok(told >= (f ? 38 : 20), "%s: of 40 damaged files %d are told", formats[f], told);
     }
     ma_err e = {0};
-    ok(try_read(&(ma_buf){.data = (char[64]){"no video at all, whatever the name"}, .size = 64}, 64, &e) == -1, "text: %s", e.text);
+    ok(try_read(&(ma_buf){.data = (char[64]){"no video at all, whatever the name"}, .size = 64}, 64, &e) == -1,
+       "text: %s", e.text);
     ok(try_read(&(ma_buf){.data = (char[16]){0}}, 0, &e) == -1 && e.reason == MA_CUT, "nothing: %s", e.text);
 }
 
@@ -157,7 +160,8 @@ static void expect(const ma_buf *b, const char *what, ma_clip_opts o, ma_reason 
     ma_clip c;
     ma_err e = {0};
     int rc = ma_video_read(b->data, b->size, "x.mkv", &o, &c, &e);
-    if (!ok(e.reason == reason && rc == (reason ? -1 : 0), "%s: %s %s", what, ma_reason_name(e.reason), e.text) || rc) return;
+    if (!ok(e.reason == reason && rc == (reason ? -1 : 0), "%s: %s %s", what, ma_reason_name(e.reason), e.text) || rc)
+        return;
     bool same = c.frames == n;
     for (int k = 0; same && k < n; k++) same = c.index[k] == index[k];
     for (int k = 0; same && k < n; k++) {
@@ -177,13 +181,15 @@ static void test_choice(void) {
     expect(&b, "no even rate", (ma_clip_opts){.size = {.frames = 6, .fps = 8}}, MA_OK, INDEX(0, 1, 2, 3, 5, 6));
     expect(&b, "all at a lower rate", (ma_clip_opts){.size.fps = 2}, MA_OK, INDEX(0, 5, 10, 15));
     expect(&b, "from a second on", (ma_clip_opts){.size.frames = 2, .start = 1}, MA_OK, INDEX(10, 11));
-    expect(&b, "from between two", (ma_clip_opts){.size = {.frames = 2, .fps = 10}, .start = 1.05}, MA_OK, INDEX(10, 11));
+    expect(&b, "from between two", (ma_clip_opts){.size = {.frames = 2, .fps = 10}, .start = 1.05}, MA_OK,
+           INDEX(10, 11));
     expect(&b, "all 20 at 10 fps", (ma_clip_opts){.size = {.frames = 20, .fps = 10}}, MA_OK,
            INDEX(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19));
     expect(&b, "21 of 20", (ma_clip_opts){.size.frames = 21}, MA_SHORT, 0, NULL);
     expect(&b, "21 at 10 fps", (ma_clip_opts){.size = {.frames = 21, .fps = 10}}, MA_SHORT, 0, NULL);
     expect(&b, "skip", (ma_clip_opts){.size.frames = 21, .when_short = MA_SHORT_SKIP}, MA_SHORT, 0, NULL);
-    expect(&b, "pad", (ma_clip_opts){.size.frames = 4, .start = 1.8, .when_short = MA_SHORT_PAD}, MA_OK, INDEX(18, 19, -1, -1));
+    expect(&b, "pad", (ma_clip_opts){.size.frames = 4, .start = 1.8, .when_short = MA_SHORT_PAD}, MA_OK,
+           INDEX(18, 19, -1, -1));
     expect(&b, "loop", (ma_clip_opts){.size.frames = 5, .start = 1.8, .when_short = MA_SHORT_LOOP}, MA_OK,
            INDEX(18, 19, 18, 19, 18));
     expect(&b, "beyond the end", (ma_clip_opts){.start = 5, .when_short = MA_SHORT_PAD}, MA_SHORT, 0, NULL);
@@ -204,8 +210,10 @@ static void test_turns(void) {
     static const struct {
         int a, b, c, d, degrees;
         bool swap, flip_x, flip_y; /* shown (x, y) is stored at: flips of the result, then the exchange */
-    } how[] = {{1, 0, 0, 1, 0, false, false, false},  {0, 1, -1, 0, 90, true, true, false},
-               {-1, 0, 0, -1, 180, false, true, true}, {0, -1, 1, 0, 270, true, false, true},
+    } how[] = {{1, 0, 0, 1, 0, false, false, false},
+               {0, 1, -1, 0, 90, true, true, false},
+               {-1, 0, 0, -1, 180, false, true, true},
+               {0, -1, 1, 0, 270, true, false, true},
                {-1, 0, 0, 1, 0, false, true, false}};
     ma_buf b = encode("mp4", H, W, 10);
     ma_clip_opts o = {.size.frames = 3};
@@ -241,12 +249,14 @@ static void test_fits(void) {
     ma_clip_opts o = {.size = {1, 24, 24, 0}};
     for (int y = 0; y < 48; y++) memcpy(cropped[y], scene[0][y][8], sizeof cropped[y]);
     ma_image_resize(&cropped[0][0][0], 48, 48, &want[0][0][0], 24, 24, 3);
-    ok(!ma_video_read(b.data, b.size, "x.mkv", &o, &c, &e) && !memcmp(c.rgb, want, sizeof want), "crop: the middle, then smaller");
+    ok(!ma_video_read(b.data, b.size, "x.mkv", &o, &c, &e) && !memcmp(c.rgb, want, sizeof want),
+       "crop: the middle, then smaller");
     ok(c.crop[0] == 0 && c.crop[1] == 8 && c.crop[2] == 48 && c.crop[3] == 48, "crop: recorded");
     ma_clip_free(&c);
     o.fit = MA_FIT_PAD;
     ok(!ma_video_read(b.data, b.size, "x.mkv", &o, &c, &e) && c.crop[3] == 64 && c.height == 24, "pad: whole");
-    ok(c.rgb[2 * 72] == 0 && c.rgb[21 * 72] == 0 && c.rgb[12 * 72] > 20 && c.rgb[3 * 72] > 20 && c.rgb[20 * 72] > 20, "pad: black above and below");
+    ok(c.rgb[2 * 72] == 0 && c.rgb[21 * 72] == 0 && c.rgb[12 * 72] > 20 && c.rgb[3 * 72] > 20 && c.rgb[20 * 72] > 20,
+       "pad: black above and below");
     ma_clip_free(&c);
     o.fit = MA_FIT_STRETCH;
     ma_image_resize(&scene[0][0][0][0], H, W, &want[0][0][0], 24, 24, 3);

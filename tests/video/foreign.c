@@ -1,5 +1,6 @@
-/* Reading what others wrote, held against the ffmpeg program: the files of ../shared/assets/video, and what ffmpeg makes here of
- * odd sizes, 10 bits, other matrices, turns and variable rates. Cut and damaged files. Skips what is not at hand. */
+/* Reading what others wrote, held against the ffmpeg program: the files of ../shared/assets/video, and what ffmpeg
+ * makes here of odd sizes, 10 bits, other matrices, turns and variable rates. Cut and damaged files. Skips what is not
+ * at hand. */
 #include "../../common/video.h"
 #include "../tap.h"
 #include <dirent.h>
@@ -29,8 +30,9 @@ static int against_ffmpeg(const char *path, int64_t frames) {
         printf("# %s\n", e.text);
         return -1;
     }
-    char *command = ma_format("ffmpeg -nostdin -v error -i '%s' -vsync passthrough -frames:v %d -f rawvideo -pix_fmt rgb24 -", path,
-                              frames ? (int)frames : 1 << 20);
+    char *command =
+        ma_format("ffmpeg -nostdin -v error -i '%s' -vsync passthrough -frames:v %d -f rawvideo -pix_fmt rgb24 -", path,
+                  frames ? (int)frames : 1 << 20);
     FILE *pipe = popen(command, "r");
     size_t frame = (size_t)(c.height * c.width) * 3;
     uint8_t *theirs = malloc(frame);
@@ -125,12 +127,14 @@ static void test_jpeg(void) {
     ma_err e = {0};
     ma_clip c;
     if (!path) return;
-    ok(!ma_read_file(path, 1 << 20, &b, &e) && !ma_image_read(b.data, b.size, "x.jpg", &c, &e), "jpeg: read %s", e.text);
+    ok(!ma_read_file(path, 1 << 20, &b, &e) && !ma_image_read(b.data, b.size, "x.jpg", &c, &e), "jpeg: read %s",
+       e.text);
     ok(c.height == 47 && c.width == 63, "jpeg: %lldx%lld", (long long)c.height, (long long)c.width);
     ma_clip_free(&c);
     for (int part = 1; part <= 3; part++) {
         ma_err_clear(&e);
-        ok(ma_image_read(b.data, b.size * (size_t)part / 4, "x.jpg", &c, &e) && e.reason == MA_CORRUPT, "jpeg: cut: %s", e.text);
+        ok(ma_image_read(b.data, b.size * (size_t)part / 4, "x.jpg", &c, &e) && e.reason == MA_CORRUPT, "jpeg: cut: %s",
+           e.text);
     }
     ma_buf_free(&b);
     free(path);

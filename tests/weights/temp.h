@@ -10,7 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static char temp_folder[] = "/tmp/ma-test-XXXXXX";
+static char temp_folder[] = "/tmp/ma-weights-XXXXXX";
 
 static inline void temp_remove(void) {
     DIR *d = opendir(temp_folder);

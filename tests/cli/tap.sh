@@ -1,0 +1,62 @@
+# tap: the Test Anything Protocol for the shell tests of this folder, which source it and run from the project's root.
+# O: where the tools are. SHARED: assets. PYTHON: an interpreter. QUICK=1: less of what is slow. $dir: a folder of the
+# test's own, removed at its end.
+O=${O:-build} SHARED=${SHARED:-../shared} PYTHON=${PYTHON:-python3} QUICK=${QUICK:-}
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # a test's tools share the cores with each other
+dir=$(mktemp -d) || exit 2
+trap 'rm -rf "$dir"' EXIT
+tap_n=0 tap_bad=0
+
+ok() { # NAME: the status of the last command
+    local rc=$?
+    tap_n=$((tap_n + 1))
+    if [ $rc = 0 ]; then
+        echo "ok $tap_n - $1"
+    else
+        tap_bad=$((tap_bad + 1))
+        echo "not ok $tap_n - $1"
+        sed 's/^/# /' "$dir/err" 2> /dev/null
+    fi
+}
+
+skip() { # WHY
+    tap_n=$((tap_n + 1))
+    echo "ok $tap_n # SKIP $1"
+}
+
+run() { # STATUS COMMAND…: whether it ends so; its output is in $dir/out, its messages in $dir/err
+    local want=$1 rc
+    shift
+    "$@" > "$dir/out" 2> "$dir/err"
+    rc=$?
+    [ $rc = "$want" ] || { echo "exit $rc, not $want: $*" >> "$dir/err"; false; }
+}
+
+pipe() { # STATUS SCRIPT: the same for a pipeline, whose status is its last failing command's
+    run "$1" bash -c "set -o pipefail; $2"
+}
+
+says() { # TEXT: whether the messages hold it
+    grep -qF -- "$1" "$dir/err" || { echo "does not say: $1" >> "$dir/err"; false; }
+}
+
+silent() {
+    ! [ -s "$dir/err" ]
+}
+
+finish() { # the plan, and the exit status
+    echo "1..$tap_n"
+    exit $((tap_bad > 0))
+}
+
+members() { # SHARD: names of its members, one a line
+    zstd -dcqf "$1" | tar -tf -
+}
+
+# A base model small enough for a step in milliseconds: $dir/tiny, from the demo's.
+tiny_base() {
+    cp -r pipelines/toy/base "$dir/tiny" && sed -i -e 's/"num_attention_heads": [0-9]*/"num_attention_heads": 2/' \
+        -e 's/"attention_head_dim": [0-9]*/"attention_head_dim": 16/' -e 's/"num_layers": [0-9]*/"num_layers": 2/' \
+        -e 's/"time_embed_dim": [0-9]*/"time_embed_dim": 32/' -e 's/"text_embed_dim": [0-9]*/"text_embed_dim": 24/' \
+        "$dir/tiny/transformer/config.json"
+}
