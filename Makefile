@@ -21,7 +21,7 @@ DEBS    := gcc make pkg-config libavcodec-dev libavformat-dev libavutil-dev libs
            libarchive-dev libzstd-dev libopenblas-dev libcjson-dev zlib1g-dev
 DEBS_CHECK := perl zstd ffmpeg mandoc python3 python3-numpy xz-utils
 
-ifeq ($(filter clean deps help,$(MAKECMDGOALS)),)
+ifeq ($(filter clean deps deps-check help,$(MAKECMDGOALS)),)
 MISSING := $(shell for f in $(subst =,:,$(FLOORS)); do \
              pkg-config --atleast-version=$${f#*:} $${f%:*} 2>/dev/null || echo "$${f%:*}>=$${f#*:}"; done)
 NVCC    := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
