@@ -2,11 +2,12 @@
 #   make deps       install what is missing (Debian, apt-get)     make demo      the whole pipeline on toy clips
 #   make            build the tools into build/                   make check     the tests
 #   make install    into DESTDIR, PREFIX (/usr/local)             make clean
-# Variables: CC, MARCH (native), SAN=1 (ASan and UBSan), WERROR=1, O (build folder), SHARED (assets for tests), QUICK=1
-# (make check without the slow tests).
+# Variables: CC, MARCH (native), SAN=1 (ASan and UBSan), WERROR=1, V=1 (show commands), O (build folder), SHARED (assets
+# for tests), QUICK=1 (make check without the slow tests).
 
 CC      := $(if $(filter default,$(origin CC)),gcc,$(CC))
 SAN     ?=
+Q       := $(if $(V),,@)
 O       ?= $(if $(SAN),build/san,build)
 PREFIX  ?= /usr/local
 MARCH   ?= native
@@ -45,32 +46,38 @@ CFLAGS  ?= -g
 # gcc 12.1 and 12.2 (Debian 12's) store wide constants such as {1,1,1,0,0,0,0,0} as eight ones where AVX-512 is there;
 # kept to 16 bytes a store they do not.
 SAFE    := $(shell $(CC) -mmove-max=128 -mstore-max=128 -E -x c /dev/null >/dev/null 2>&1 && echo -mmove-max=128 -mstore-max=128)
-ALL_CFLAGS = -std=c17 -D_GNU_SOURCE $(OPT) -march=$(MARCH) $(SAFE) -fno-math-errno -fopenmp $(WARN) $(CFLAGS) \
+ALL_CFLAGS := -std=c17 -D_GNU_SOURCE $(OPT) -march=$(MARCH) $(SAFE) -fno-math-errno -fopenmp $(WARN) $(CFLAGS) \
              $(shell pkg-config --cflags $(PKGS))
-LIBS    = $(shell pkg-config --libs $(PKGS)) -ldl -lpthread -lm
+LIBS    := -Wl,--as-needed $(shell pkg-config --libs $(PKGS)) -ldl -lpthread -lm
 
 SRC     := $(wildcard common/*.c common/models/*.c kernels/cpu/*.c)
 OBJ     := $(SRC:%.c=$O/obj/%.o)
 TOOLS   := $(patsubst tools/%.c,$O/%,$(wildcard tools/ma-*.c))
-TESTS_C := $(patsubst tests/%.c,$O/tests/%,$(filter-out tests/bench/%,$(wildcard tests/*/*.c)))
-TESTS_T := $(wildcard tests/*/*.t)
+TESTS_C := $(patsubst tests/%.c,$O/tests/%,$(filter-out tests/bench/% tests/gpu/%,$(wildcard tests/*/*.c)))
+TESTS_G := $(patsubst tests/%.c,$O/tests/%,$(wildcard tests/gpu/*.c))
+TESTS_T := $(filter-out tests/gpu/%,$(wildcard tests/*/*.t))
 
 all: $(TOOLS)
 
+include kernels/cuda/build.mk
+
 $O/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+	@echo "  CC   $<"
+	$Q$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
 
 $O/libma.a: $(OBJ)
 	@rm -f $@
-	ar rcs $@ $^
+	$Qar rcs $@ $^
 
 $O/ma-%: $O/obj/tools/ma-%.o $O/libma.a
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+	@echo "  LINK $@"
+	$Q$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
 $O/tests/%: $O/obj/tests/%.o $O/libma.a
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
+	@echo "  LINK $@"
+	$Q$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
 .SECONDARY:
 -include $(shell find $O/obj -name '*.d' 2>/dev/null)
@@ -104,6 +111,7 @@ install: all
 	install -m 755 $(TOOLS) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(wildcard man/*.1) $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 $(wildcard man/*.5) $(DESTDIR)$(PREFIX)/share/man/man5
+	$(if $(CUDA_LIBRARY),install -d $(DESTDIR)$(PREFIX)/lib/ma-tools && install -m 755 $(CUDA_LIBRARY) $(DESTDIR)$(PREFIX)/lib/ma-tools)
 
 clean:
 	rm -rf $O

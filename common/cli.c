@@ -7,6 +7,7 @@
  * - several tools of a pipeline share one standard error: a message is written in one piece.
  */
 #include "cli.h"
+#include "file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -156,9 +157,13 @@ void ma_progress_end(ma_progress *p) {
     if (!silent(p) && (seen || p->cli->common.progress == PROGRESS_ALWAYS)) show(p, ma_now(), true);
 }
 
+int ma_flush_stdout(ma_err *e) {
+    return fflush(stdout) ? ma_fail(e, MA_IO, "standard output: %s", strerror(errno)) : 0;
+}
+
 /* Signals */
 
-volatile int ma_stopped;
+_Atomic int ma_stopped;
 
 static void on_signal(int sig) {
     if (ma_stopped) { /* asked twice: now */

@@ -88,6 +88,9 @@ void ma_cli_free(ma_cli *);
  * 2 with -v. */
 void ma_say(const ma_cli *, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
+/* Writes out what was printed on standard output. */
+int ma_flush_stdout(ma_err *);
+
 /* Progress: a line rewritten in place on a terminal, one line a minute elsewhere. --progress always shows it under -q
  * too, and its last state when the run ends. For one thread. */
 typedef struct ma_progress {
@@ -103,7 +106,7 @@ void ma_progress_step(ma_progress *); /* shows done, bad, note; call as often as
 void ma_progress_end(ma_progress *);
 
 /* SIGINT and SIGTERM set this; loops look at it, stop, and leave no half-written file. SIGPIPE becomes EPIPE. */
-extern volatile int ma_stopped;
+extern _Atomic int ma_stopped;
 void ma_catch_signals(void);
 
 #endif

@@ -1,10 +1,9 @@
 /* clip: a sample's video as the tools see it; see clip.h.
  *
- * Traps:
- * - the fingerprint in KEY.json is of what was asked for; what came out of decoding stands beside it, under "clip";
- * - half precision ends at 65,504: what is larger becomes infinity in silence unless it is looked for.
+ * Trap: the fingerprint in KEY.json is of what was asked for; what came out of decoding stands beside it, under "clip".
  */
 #include "clip.h"
+#include "file.h"
 #include "stage.h"
 
 #include <math.h>
@@ -116,45 +115,4 @@ void ma_clip_finish(const ma_cli *cli, const ma_clip_args *a, ma_sample **s, con
     ma_err_clear(why);
     ma_sample_free(*s);
     *s = NULL;
-}
-
-/* ---- members */
-
-int ma_sample_put_f16(ma_sample *s, const char *ext, const float *v, int nd, const int64_t *n, ma_err *e) {
-    ma_array a = {0};
-    if (ma_array_new(&a, MA_F16, nd, n, e)) return -1;
-    size_t count = ma_array_count(&a), bad = 0;
-    uint16_t *half = a.data;
-    ma_from_f32(half, v, MA_F16, count);
-    while (bad < count && (half[bad] & 0x7c00) != 0x7c00) bad++;
-    int rc = bad == count ? ma_sample_put_array(s, ext, &a, e)
-                          : ma_fail(e, MA_NOTFINITE, "%s.%s: element %zu is %g: not a half-precision number", s->key,
-                                    ext, bad, (double)v[bad]);
-    ma_array_free(&a);
-    return rc;
-}
-
-/* ---- the context */
-
-int ma_context_open(const ma_cli *cli, ma_device **dev, ma_ctx **c, ma_err *e) {
-    enum { BF16 = 2, F16 = 3, TF32 = 4 }; /* of --dtype */
-    static const char *const names[] = {"auto", "f32", "bf16", "f16", "tf32"};
-    int asked = cli->common.dtype;
-    char note[160] = "";
-    const char *name = cli->common.device ? cli->common.device : "auto";
-    if (!(*dev = ma_device_open(name, cli->common.dry_run, note, e))) return -1;
-    if (*note) ma_say(cli, 2, "%s", note);
-    ma_type type = asked == BF16 ? MA_BF16 : asked == F16 ? MA_F16 : MA_F32;
-    if (!(*dev)->types[type] || (asked == TF32 && !strcmp((*dev)->name, "cpu")))
-        return ma_fail(e, MA_USAGE, "--dtype %s: %s does not compute in it", names[asked], (*dev)->name);
-    if (!(*c = ma_ctx_new(*dev, e))) return -1;
-    ma_set_type(*c, type);
-    return 0;
-}
-
-char *ma_memory_text(char *out, const ma_ctx *c) {
-    ma_memory m = ma_ctx_memory(c);
-    snprintf(out, 160, "parameters %.1f MB, activations %.1f MB, workspace %.1f MB", (double)m.keep / 1e6,
-             (double)m.stack_peak / 1e6, (double)m.work / 1e6);
-    return out;
 }

@@ -1,11 +1,10 @@
 /* clip: what the tools that look at a sample's video share: the options that choose a clip, decoding it, its account in
- * KEY.json, half-precision members, and a context to compute in. */
+ * KEY.json. */
 #ifndef MA_CLIP_H
 #define MA_CLIP_H
 
 #include "cli.h"
 #include "shard.h"
-#include "tensor.h"
 #include "video.h"
 
 /* Which frames, and how they are brought to size. */
@@ -39,14 +38,5 @@ cJSON *ma_clip_entry(const ma_sample *, cJSON *options, cJSON *weights);
  * "source", "crop", "rotation"} and becomes the tool's. A clip too short, where --short skip was given: the sample is
  * freed, set to NULL, and why cleared. clip->rgb NULL: nothing was decoded, nothing is changed. */
 void ma_clip_finish(const ma_cli *, const ma_clip_args *, ma_sample **, const ma_clip *, cJSON *entry, ma_err *why);
-
-/* Puts values as a half-precision member. NaN, infinity, or a value that overflows: MA_NOTFINITE. */
-int ma_sample_put_f16(ma_sample *, const char *ext, const float *, int nd, const int64_t *n, ma_err *);
-
-/* Device and context as --device, --dtype and --dry-run ask for. A dtype that the device lacks is MA_USAGE.
- * Closed with ma_ctx_free, ma_device_close. */
-int ma_context_open(const ma_cli *, ma_device **, ma_ctx **, ma_err *);
-/* "parameters 345.1 MB, activations 96.0 MB, workspace 12.5 MB": the peaks. out holds 160 bytes; returns out. */
-char *ma_memory_text(char *out, const ma_ctx *);
 
 #endif

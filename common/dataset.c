@@ -79,7 +79,8 @@ static bool same_shape(const ma_array *a, const ma_array *b) {
     return a->nd == b->nd && !memcmp(a->n, b->n, (size_t)a->nd * sizeof *a->n);
 }
 
-/* Member k of a sample, checked. Batches are whole tensors: what the first good sample had, and in what shape, all must. */
+/* Member k of a sample, checked. Batches are whole tensors: what the first good sample had, and in what shape, all
+ * must. */
 static int take_member(const ma_dataset *d, const ma_sample *s, int k, ma_array *a, ma_err *why) {
     const char *ext = d->o.member[k];
     const ma_array *like = &d->like[k];
@@ -93,8 +94,8 @@ static int take_member(const ma_dataset *d, const ma_sample *s, int k, ma_array 
     if (!finite_array(a)) return ma_fail(why, MA_NOTFINITE, "%s: %s holds NaN or infinity", s->key, ext);
     char x[160], y[160];
     if (d->begun && !same_shape(a, like))
-        return ma_fail(why, MA_SHAPE, "%s: %s is %s, the first sample's was %s", s->key, ext, ma_shape_text(x, a->nd, a->n),
-                       ma_shape_text(y, like->nd, like->n));
+        return ma_fail(why, MA_SHAPE, "%s: %s is %s, the first sample's was %s", s->key, ext,
+                       ma_shape_text(x, a->nd, a->n), ma_shape_text(y, like->nd, like->n));
     return 0;
 }
 
@@ -112,8 +113,10 @@ static int take(ma_dataset *d, const ma_sample *s, ma_item *item, ma_err *why) {
     return 0;
 }
 
-/* A bad sample, told in the first epoch: it is bad in every other, too. -1: enough of them. */
+/* A bad sample, told in the first epoch: it is bad in every other, too. -1: enough of them, or a signal has come, by
+ * which any read may fail. */
 static int bad(const ma_dataset *d, const ma_sample *s, const ma_err *why, ma_err *e) {
+    if (ma_stopped) return ma_fail(e, MA_IO, "stopped");
     if (!d->o.tally || d->epoch || !ma_tally_bad(d->o.tally, s ? s->key : NULL, why)) return 0;
     return ma_fail(e, why->reason, "too many bad samples");
 }

@@ -1,6 +1,6 @@
 /* dataset: samples as training sees them. A seeded window of samples is kept; each draw takes one at random out of it
- * and refills it from the stream; at an epoch's end the window is emptied before the next begins. The order depends on (seed, window, files) alone, so a run that is
- * resumed skips what it has drawn and goes on where it was. */
+ * and refills it from the stream; at an epoch's end the window is emptied before the next begins. The order depends on
+ * (seed, window, files) alone, so a run that is resumed skips what it has drawn and goes on where it was. */
 #ifndef MA_DATASET_H
 #define MA_DATASET_H
 
@@ -15,15 +15,15 @@ typedef struct ma_item {
 } ma_item;
 
 typedef struct ma_dataset_opts {
-    const ma_cli *cli;          /* inputs; messages */
+    const ma_cli *cli; /* inputs; messages */
     const char *member[MA_ITEM_ARRAYS];
     bool optional[MA_ITEM_ARRAYS];
     int members;
-    int64_t window;             /* 1: in the order of the files */
+    int64_t window; /* 1: in the order of the files */
     uint64_t seed;
-    int64_t epochs;             /* 0: without end, or once where the input can be read once only */
-    ma_tally *tally;            /* samples with a missing member, a shape unlike the first one's, or a NaN are skipped,
-                                   and in the first epoch named and counted; NULL: in silence */
+    int64_t epochs;  /* 0: without end, or once where the input can be read once only */
+    ma_tally *tally; /* samples with a missing member, a shape unlike the first one's, or a NaN are skipped,
+                        and in the first epoch named and counted; NULL: in silence */
 } ma_dataset_opts;
 
 typedef struct ma_dataset ma_dataset;
@@ -33,9 +33,10 @@ ma_dataset *ma_dataset_open(const ma_dataset_opts *, ma_err *);
 /* 1: an item (ma_item_free); 0: the last epoch is over; -1: error. */
 int ma_dataset_next(ma_dataset *, ma_item *, ma_err *);
 int ma_dataset_skip(ma_dataset *, int64_t draws, ma_err *);
-/* Shape and type of a member as the first good sample has it, no data; reads that far. NULL: error, or no sample has it. */
+/* Shape and type of a member as the first good sample has it, no data; reads that far. NULL: error, or no sample has
+ * it. */
 const ma_array *ma_dataset_shape(ma_dataset *, int member, ma_err *);
-double ma_dataset_waited(ma_dataset *);  /* seconds spent in next since the last call */
+double ma_dataset_waited(ma_dataset *); /* seconds spent in next since the last call */
 void ma_dataset_close(ma_dataset *);
 void ma_item_free(ma_item *);
 

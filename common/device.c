@@ -31,7 +31,7 @@ static void *open_library(ma_err *e) {
         return lib;
     }
     void *lib = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
-    if (!lib) ma_fail(e, MA_DEVICE, "cuda: %s (make builds it where nvcc is found)", dlerror());
+    if (!lib) ma_fail(e, MA_MISSING, "cuda: %s (make builds it where nvcc is found)", dlerror());
     return lib;
 }
 
@@ -51,8 +51,9 @@ ma_device *ma_device_open(const char *name, bool plan, char note[160], ma_err *e
     if (!strcmp(name, "auto")) {
         ma_err why = {0};
         ma_device *d = cuda(0, plan, &why);
-        if (d) return d;
-        snprintf(note, 160, "running on the CPU (%.130s)", why.text);
+        if (d && d->free_bytes) return d;
+        ma_device_close(d); /* a plan opens without a GPU too; it is not what would run */
+        if (why.reason != MA_MISSING) snprintf(note, 160, "running on the CPU (%.130s)", why.text);
         return ma_cpu_device(plan);
     }
     char *end = NULL;

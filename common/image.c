@@ -126,7 +126,7 @@ static void hue_of(const float wheel[HUES][3], float u, float v, float max, uint
     }
 }
 
-static float longest(const float *uv, int64_t n) {
+float ma_flow_longest(const float *uv, int64_t n) {
     float most = 0;
     for (int64_t i = 0; i < n; i++) {
         float length = hypotf(uv[2 * i], uv[2 * i + 1]);
@@ -138,7 +138,7 @@ static float longest(const float *uv, int64_t n) {
 void ma_flow_picture(const float *uv, int64_t h, int64_t w, float max, uint8_t *rgb) {
     float wheel[HUES][3];
     make_wheel(wheel);
-    if (!(max > 0)) max = longest(uv, h * w);
+    if (!(max > 0)) max = ma_flow_longest(uv, h * w);
     if (!(max > 0)) max = 1;
     for (int64_t i = 0; i < h * w; i++) hue_of(wheel, uv[2 * i], uv[2 * i + 1], max, rgb + 3 * i);
 }

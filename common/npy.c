@@ -142,19 +142,13 @@ static bool bytes_of(const ma_array *a, size_t *out) {
     return n <= PTRDIFF_MAX;
 }
 
-static size_t little(const unsigned char *b, int n) {
-    size_t v = 0;
-    while (n--) v = v << 8 | b[n];
-    return v;
-}
-
 int ma_npy_view(const void *bytes, size_t size, ma_array *out, const char *name, ma_err *e) {
     const unsigned char *b = bytes;
     *out = (ma_array){0};
     if (size < sizeof magic || memcmp(b, magic, sizeof magic)) return ma_fail(e, MA_CORRUPT, "%s: not npy", name);
     if (size < 12) return ma_fail(e, MA_CUT, "%s: ends inside its npy header", name);
     if (b[6] < 1 || b[6] > 3 || b[7]) return ma_fail(e, MA_UNSUPPORTED, "%s: npy version %d.%d", name, b[6], b[7]);
-    size_t start = b[6] == 1 ? 10 : 12, length = little(b + 8, b[6] == 1 ? 2 : 4), want;
+    size_t start = b[6] == 1 ? 10 : 12, length = (size_t)ma_little(b + 8, b[6] == 1 ? 2 : 4), want;
     if (length > size - start) return ma_fail(e, MA_CUT, "%s: ends inside its npy header", name);
     const char *text = (const char *)b + start;
     ma_array a = {0};

@@ -1,7 +1,7 @@
 /* npy: NumPy's .npy version 1.0 in memory (2.0 and 3.0 are read too). Little-endian, C order. */
 #ifndef MA_NPY_H
 #define MA_NPY_H
-#include "base.h"
+#include "array.h"
 
 /* Reads an array out of bytes. data is a fresh allocation (ma_array_free). Fortran order, big-endian, object and
  * structured types are refused. name: for the message. */

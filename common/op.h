@@ -7,7 +7,7 @@
 #ifndef MA_OP_H
 #define MA_OP_H
 
-#include "base.h"
+#include "array.h"
 
 #define MA_DIMS 5
 
@@ -31,7 +31,9 @@ size_t ma_bytes(const ma_tensor *);
 /* Activations that can be fused behind a linear map or a convolution. */
 typedef enum { MA_NONE, MA_RELU, MA_SIGMOID, MA_TANH, MA_SILU, MA_GELU, MA_GELU_TANH } ma_act;
 
-#define MA_OPS(X)                                                                                                      \
+/* Every op has a forward function; these have a backward one, too: all but RAFT's look-up and upsampling, which are only
+ * ever run. */
+#define MA_OPS_BACKWARD(X)                                                                                             \
     X(LINEAR, linear)                                                                                                  \
     X(MATMUL, matmul)                                                                                                  \
     X(CONV, conv)                                                                                                      \
@@ -52,12 +54,14 @@ typedef enum { MA_NONE, MA_RELU, MA_SIGMOID, MA_TANH, MA_SILU, MA_GELU, MA_GELU_
     X(UNPATCH, unpatch)                                                                                                \
     X(RESIZE, resize)                                                                                                  \
     X(POOL, pool)                                                                                                      \
-    X(CORR_LOOKUP, corr_lookup)                                                                                        \
-    X(UPSAMPLE_CONVEX, upsample_convex)                                                                                \
     X(L1, l1)                                                                                                          \
     X(MSE, mse)                                                                                                        \
     X(RELATION, relation)                                                                                              \
     X(COSINE, cosine)
+#define MA_OPS(X)                                                                                                      \
+    MA_OPS_BACKWARD(X)                                                                                                 \
+    X(CORR_LOOKUP, corr_lookup)                                                                                        \
+    X(UPSAMPLE_CONVEX, upsample_convex)
 
 #define MA_OP_ENUM(UPPER, lower) MA_OP_##UPPER,
 typedef enum { MA_OPS(MA_OP_ENUM) MA_NOPS } ma_op;
@@ -109,6 +113,7 @@ typedef struct ma_device {
     ma_kernel fwd[MA_NOPS];                                /* out = f(in) */
     ma_kernel bwd[MA_NOPS];                                /* in[k]->grad += …, for each in[k]->want. NULL: none */
     bool types[MA_TYPES];                                  /* storage types that the kernels take */
+    double (*timer)(struct ma_device *, bool stop);        /* start; stop: milliseconds since, by the device's own clock */
     void (*close)(struct ma_device *);                     /* NULL: nothing to give back */
     void (*tf32)(struct ma_device *, bool on);             /* f32 products rounded to tf32; off at first. NULL: never */
     void *stream, *state;

@@ -130,7 +130,7 @@ int ma_optim_step(ma_optim *o, double *norm, ma_err *err) {
     ma_device *d = ma_ctx_device(o->ctx);
     const ma_optim_opts *a = &o->opts;
     double sum = 0;
-    if (ma_failed(o->ctx)) return ma_fail(err, ma_ctx_err(o->ctx)->reason, "%s", ma_ctx_err(o->ctx)->text);
+    if (ma_ctx_failed(o->ctx, err)) return -1;
     if (!d->plan && d->squares(d, o->slots, o->n, &sum)) return device_failed(o, "norm", err);
     *norm = sqrt(sum);
     if (!isfinite(*norm)) return blame(o, err);
@@ -139,7 +139,8 @@ int ma_optim_step(ma_optim *o, double *norm, ma_err *err) {
     ma_adam how = {ma_optim_lr(o, step), a->beta1, a->beta2, a->eps, clip, step};
     if (!d->plan && d->adam(d, o->slots, o->n, &how)) return device_failed(o, "update", err);
     o->steps = step;
-    return ma_zero_grads(o->ctx) ? ma_fail(err, ma_ctx_err(o->ctx)->reason, "%s", ma_ctx_err(o->ctx)->text) : 0;
+    ma_zero_grads(o->ctx);
+    return ma_ctx_failed(o->ctx, err);
 }
 
 /* ---- saving and loading ---- */
@@ -228,8 +229,7 @@ static int load_one(void *user, const char *name, ma_tensor *t) {
     float *v = ma_alloc((size_t)ma_count(t), sizeof *v);
     ma_err why = {0};
     int rc = v ? ma_entry_read(e, v, &why) : ma_fail(&why, MA_MEMORY, "%s: out of memory", name);
-    if (!rc && ma_put(l->o->ctx, t, v))
-        rc = ma_fail(&why, ma_ctx_err(l->o->ctx)->reason, "%s", ma_ctx_err(l->o->ctx)->text);
+    if (!rc && ma_put(l->o->ctx, t, v)) rc = ma_ctx_failed(l->o->ctx, &why);
     ma_release(v);
     return rc ? ma_fail(l->err, why.reason, "%s: %s", path, why.text) : 0;
 }

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "file.h"
 #include "rng.h"
 #include "weights_private.h"
 
@@ -171,7 +172,8 @@ static int read_into(ma_params *p, ma_tensor *t, ma_layout layout, const ma_entr
     float *v = values_of(e, path, layout, t->nd, t->n, err);
     int rc = v ? ma_put(p->ctx, t, v) : -1;
     ma_release(v);
-    return rc ? ma_fail(err, ma_ctx_err(p->ctx)->reason, "%s", ma_ctx_err(p->ctx)->text) : 0;
+    if (rc) ma_ctx_failed(p->ctx, err);
+    return rc;
 }
 
 /* ---- drawing ---- */

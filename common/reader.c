@@ -94,11 +94,9 @@ static int fill(source *s, size_t need) {
     return 0;
 }
 
-static uint32_t little32(const unsigned char *b) {
-    return (uint32_t)b[0] | (uint32_t)b[1] << 8 | (uint32_t)b[2] << 16 | (uint32_t)b[3] << 24;
-}
-
-static bool frame_magic(uint32_t m) {
+/* Of a frame or of a skippable one. */
+static bool is_magic(const unsigned char *b) {
+    const uint64_t m = ma_little(b, 4);
     return m == ZSTD_MAGICNUMBER || (m & ZSTD_MAGIC_SKIPPABLE_MASK) == ZSTD_MAGIC_SKIPPABLE_START;
 }
 
@@ -109,8 +107,8 @@ static int begin_frame(source *s) {
     if (!have) return 0;
     if (have < 8) return ma_fail(&s->err, MA_CUT, "ends inside the head of a zstd frame");
     const unsigned char *b = s->in + s->at;
-    if (!frame_magic(little32(b))) return ma_fail(&s->err, MA_CORRUPT, "something other than zstd after a zstd frame");
-    if (little32(b) == END_MARK && !little32(b + 4)) s->mark = s->total;
+    if (!is_magic(b)) return ma_fail(&s->err, MA_CORRUPT, "something other than zstd after a zstd frame");
+    if (ma_little(b, 8) == END_MARK) s->mark = s->total;
     ZSTD_DCtx_reset(s->d, ZSTD_reset_session_only);
     s->inside = true;
     return 1;
@@ -203,7 +201,7 @@ static int open_archive(ma_reader *r) {
     source *s = &r->src;
     if (fill(s, 4)) return -1;
     if (s->at == s->fill) return ma_fail(&s->err, MA_CUT, "empty");
-    s->zstd = s->fill - s->at >= 4 && frame_magic(little32(s->in + s->at));
+    s->zstd = s->fill - s->at >= 4 && is_magic(s->in + s->at);
     r->a = archive_read_new();
     if (!r->a || (s->zstd && !(s->d = ZSTD_createDStream()))) return ma_fail(&s->err, MA_MEMORY, "out of memory");
     archive_read_support_format_tar(r->a);

@@ -6,6 +6,7 @@
  * Traps: an empty tensor has two equal offsets, which may be those of a neighbour; a rank-0 tensor has an empty shape;
  * cJSON keeps numbers as doubles, so offsets above 2^53 are refused rather than rounded. */
 #include "weights_private.h"
+#include "file.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -122,8 +123,7 @@ static int check_cover(const ma_weights *w, const char *path, int first, const u
 
 int ma_safetensors_read(ma_weights *w, int file, ma_err *err) {
     const ma_mapped *m = &w->files[file];
-    uint64_t length = 0;
-    for (size_t i = 8; i-- > 0 && m->size >= 8;) length = length << 8 | m->data[i];
+    uint64_t length = m->size >= 8 ? ma_little(m->data, 8) : 0;
     if (m->size >= 9 && m->data[8] != '{')
         return ma_fail(err, MA_CORRUPT, "%s: neither safetensors nor a PyTorch file", m->path);
     if (length > MA_JSON_MOST) return ma_fail(err, MA_CORRUPT, "%s: a header of more than 100 MB", m->path);

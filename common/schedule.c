@@ -10,6 +10,7 @@
  * - absent keys mean the defaults of the class, epsilon and leading among them: those we refuse.
  */
 #include "schedule.h"
+#include "file.h"
 #include "shard.h"
 
 #include <math.h>

@@ -1,6 +1,7 @@
 /* shard: samples in memory: a key and its members. Reading is reader.c, writing writer.c.
  * Limits: members are held whole; a sample's members are found by walking them (there are a handful).
- * Trap: once KEY.json has been parsed (ma_sample_json) the parsed form is the true one until the sample is written; the
+ * Traps: half precision ends at 65,504: what is larger becomes infinity in silence unless it is looked for.
+ * Once KEY.json has been parsed (ma_sample_json) the parsed form is the true one until the sample is written; the
  * bytes of the member "json" are then old. Putting or dropping "json" forgets the parsed form. */
 #include "shard.h"
 #include "npy.h"
@@ -75,6 +76,20 @@ int ma_sample_put_array(ma_sample *s, const char *ext, const ma_array *a, ma_err
         return ma_fail(e, why.reason, "%s.%s: %s", s->key, ext, why.text);
     }
     return ma_sample_put(s, ext, b.data, b.size, e);
+}
+
+int ma_sample_put_f16(ma_sample *s, const char *ext, const float *v, int nd, const int64_t *n, ma_err *e) {
+    ma_array a = {0};
+    if (ma_array_new(&a, MA_F16, nd, n, e)) return -1;
+    size_t count = ma_array_count(&a), bad = 0;
+    uint16_t *half = a.data;
+    ma_from_f32(half, v, MA_F16, count);
+    while (bad < count && (half[bad] & 0x7c00) != 0x7c00) bad++;
+    int rc = bad == count ? ma_sample_put_array(s, ext, &a, e)
+                          : ma_fail(e, MA_NOTFINITE, "%s.%s: element %zu is %g: not a half-precision number", s->key,
+                                    ext, bad, (double)v[bad]);
+    ma_array_free(&a);
+    return rc;
 }
 
 int ma_sample_array(const ma_sample *s, const char *ext, ma_array *out, ma_err *e) {

@@ -1,7 +1,7 @@
 /* shard: the stream. A USTAR tar of samples, each its own zstd frame (see man/ma-shard.5). */
 #ifndef MA_SHARD_H
 #define MA_SHARD_H
-#include "base.h"
+#include "array.h"
 #include <cjson/cJSON.h>
 
 /* One file of a sample: KEY.ext. */
@@ -26,6 +26,8 @@ ma_member *ma_sample_get(const ma_sample *, const char *ext);                 /*
 /* Adds or replaces (in place, order kept) a member. Takes data over (malloc), also on failure. */
 int ma_sample_put(ma_sample *, const char *ext, void *data, size_t size, ma_err *);
 int ma_sample_put_array(ma_sample *, const char *ext, const ma_array *, ma_err *);  /* as .npy */
+/* Puts values as a half-precision member. NaN, infinity, or a value that overflows: MA_NOTFINITE. */
+int ma_sample_put_f16(ma_sample *, const char *ext, const float *, int nd, const int64_t *n, ma_err *);
 /* The member as an array. Missing is MA_MISSING. The caller frees it. */
 int ma_sample_array(const ma_sample *, const char *ext, ma_array *out, ma_err *);
 void ma_sample_drop(ma_sample *, const char *ext);

@@ -5,6 +5,7 @@
  * - a reader of our output that has seen enough (head) is not an error worth words: exit 1 in silence;
  * - the thread may be waiting for input that never comes when the run ends early: ma_stopped wakes it. */
 #include "stage.h"
+#include "file.h"
 #include <ctype.h>
 #include <errno.h>
 #include <poll.h>
@@ -321,23 +322,39 @@ static int do_batch(run *r, int n, ma_err *e) {
     return rc;
 }
 
-bool ma_closed_early(int fd) {
+/* Whether fd is a pipe whose reader has gone. */
+static bool closed_early(int fd) {
     struct pollfd p = {.fd = fd};
     return poll(&p, 1, 0) == 1 && p.revents & POLLERR;
 }
 
+int ma_exit_status(const ma_cli *cli, const ma_err *e, int out_fd) {
+    if (e->reason == MA_OK) return 0;
+    if (e->reason != MA_IO || cli->common.out || !closed_early(out_fd)) ma_say(cli, 0, "%s", e->text);
+    return e->reason == MA_USAGE ? 2 : 1;
+}
+
+static int refuse_terminal(const ma_cli *cli, int fd, ma_err *e) {
+    if (cli->common.out || !isatty(fd)) return 0;
+    return ma_fail(e, MA_USAGE, "will not write a shard to a terminal: redirect it, pipe it on, or give -o FILE");
+}
+
+ma_writer *ma_output_open(const ma_cli *cli, int fd, ma_err *e) {
+    const ma_common *c = &cli->common;
+    const ma_writer_opts o = {.path = c->out,
+                              .fd = fd,
+                              .level = (int)c->level,
+                              .threads = (int)c->threads,
+                              .drop = c->drop.at,
+                              .ndrop = c->drop.n};
+    return refuse_terminal(cli, fd, e) ? NULL : ma_writer_open(&o, e);
+}
+
 static int set_up(run *r, ma_inputs *in, int out_fd, ma_err *e) {
-    const ma_common *c = &r->st->cli->common;
-    ma_writer_opts o = {.path = c->out,
-                        .fd = out_fd,
-                        .level = (int)c->level,
-                        .threads = (int)c->threads,
-                        .drop = c->drop.at,
-                        .ndrop = c->drop.n};
     r->s = calloc((size_t)r->batch, sizeof *r->s);
     r->why = calloc((size_t)r->batch, sizeof *r->why);
     if (!r->s || !r->why) return ma_fail(e, MA_MEMORY, "out of memory");
-    if (!r->st->no_output && !(r->out = ma_writer_open(&o, e))) return -1;
+    if (!r->st->no_output && !(r->out = ma_output_open(r->st->cli, out_fd, e))) return -1;
     return ahead_start(&r->in, in, r->batch, e);
 }
 
@@ -361,10 +378,7 @@ int ma_stage_run(const ma_stage *st, int out_fd) {
     ma_cli *cli = st->cli;
     run r = {.st = st, .batch = st->batch > 0 ? st->batch : 1, .tally = {.cli = cli}};
     ma_err e = {0};
-    if (!st->no_output && !cli->common.out && isatty(out_fd)) {
-        ma_say(cli, 0, "will not write a shard to a terminal: redirect it, pipe it on, or give -o FILE");
-        return 2;
-    }
+    if (!st->no_output && refuse_terminal(cli, out_fd, &e)) return ma_exit_status(cli, &e, -1);
     ma_catch_signals();
     ma_inputs *in = ma_inputs_open(cli, st->video, &e);
     int rc = in ? set_up(&r, in, out_fd, &e) : -1;
@@ -377,9 +391,8 @@ int ma_stage_run(const ma_stage *st, int out_fd) {
     ma_inputs_close(in);
     free(r.s);
     free(r.why);
-    bool quiet = e.reason == MA_IO && !st->no_output && !cli->common.out && ma_closed_early(out_fd);
-    if (e.reason && !quiet) ma_say(cli, 0, "%s", e.text);
-    if (e.reason == MA_USAGE && !in) return 2;
+    int status = ma_exit_status(cli, &e, st->no_output ? -1 : out_fd);
+    if (status == 2 && !in) return 2;
     return ma_tally_end(&r.tally) || rc ? 1 : 0;
 }
 

@@ -20,8 +20,11 @@ typedef struct ma_stage {
 /* Runs the whole stream; the exit status: 0, or 1 when a sample or the run failed. Refuses to write binary data to a
  * terminal. out_fd: where it goes without -o. */
 int ma_stage_run(const ma_stage *, int out_fd);
-/* Whether fd is a pipe whose reader has gone: a failure to write there is not worth words. */
-bool ma_closed_early(int fd);
+/* The shard that -o, -z, -j and --drop ask for; without -o it is written to fd, which must not be a terminal. */
+ma_writer *ma_output_open(const ma_cli *, int fd, ma_err *);
+/* The end of a run: says why it failed, if it did; its exit status: 0, 1, or 2 for a wrong call. out_fd: where it wrote
+ * without -o, or -1: a reader of it that has gone is not worth words. */
+int ma_exit_status(const ma_cli *, const ma_err *, int out_fd);
 
 /* The inputs alone, for tools that loop over them more than once or make their own output. */
 typedef struct ma_inputs ma_inputs;

@@ -1,14 +1,15 @@
 /* tensor: context, arenas, tape, checkpointing.
  *
- * Three places of memory. `keep`: parameters and their gradients, never freed. `stack`: activations, freed by rewinding.
- * `pool`: gradients of activations; the tape runs backwards, so each is born late and dies early, and a list of free
- * blocks serves them with little more than the widest moment needs.
+ * Three places of memory. `keep`: parameters and their gradients, never freed. `stack`: activations, freed by
+ * rewinding. `pool`: gradients of activations; the tape runs backwards, so each is born late and dies early, and a list
+ * of free blocks serves them with little more than the widest moment needs.
  *
  * A plan (device->plan) takes the same ways without memory: addresses are NULL, sizes are counted, kernels not called.
  */
 #include "tensor.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -29,7 +30,7 @@ typedef struct arena {
 
 typedef struct record {
     ma_call call;
-    ma_block block;   /* a checkpoint: call.in and call.out are its inputs and its result */
+    ma_block block; /* a checkpoint: call.in and call.out are its inputs and its result */
     const void *self;
 } record;
 
@@ -127,6 +128,10 @@ ma_err *ma_ctx_err(ma_ctx *c) {
 
 bool ma_failed(const ma_ctx *c) {
     return c->err.reason != MA_OK;
+}
+
+int ma_ctx_failed(const ma_ctx *c, ma_err *e) {
+    return ma_failed(c) ? ma_fail(e, c->err.reason, "%s", c->err.text) : 0;
 }
 
 void ma_set_type(ma_ctx *c, ma_type type) {
@@ -278,12 +283,21 @@ ma_tensor *ma_keep(ma_ctx *c, ma_type type, int nd, const int64_t *n) {
 
 ma_tensor *ma_new(ma_ctx *c, ma_type type, int nd, const int64_t *n) {
     ma_tensor *t = ma_failed(c) ? NULL : stack_descriptor(c);
-    if (!t || describe(c, t, type, nd, n) || arena_take(c, &c->stack, ma_bytes(t), &t->data, "activations")) return NULL;
+    if (!t || describe(c, t, type, nd, n) || arena_take(c, &c->stack, ma_bytes(t), &t->data, "activations"))
+        return NULL;
     return t;
 }
 
+/* ": what the device says", or nothing. */
+static const char *said(const ma_ctx *c, char text[280]) {
+    const bool any = c->dev->failure && *c->dev->failure;
+    snprintf(text, 280, "%s%.256s", any ? ": " : "", any ? c->dev->failure : "");
+    return text;
+}
+
 static int device_failed(ma_ctx *c, const char *what) {
-    return ma_fail(&c->err, MA_DEVICE, "%s: %s failed", c->dev->name, what);
+    char why[280];
+    return ma_fail(&c->err, MA_DEVICE, "%s: %s failed%s", c->dev->name, what, said(c, why));
 }
 
 static int zero(ma_ctx *c, ma_tensor *t) {
@@ -301,7 +315,8 @@ ma_tensor *ma_leaf(ma_ctx *c, ma_tensor *t) {
     }
     t->grad = g;
     t->want = t->leaf = true;
-    if (describe(c, g, MA_F32, t->nd, t->n) || arena_take(c, &c->keep, ma_bytes(g), &g->data, "gradients") || zero(c, g))
+    if (describe(c, g, MA_F32, t->nd, t->n) || arena_take(c, &c->keep, ma_bytes(g), &g->data, "gradients") ||
+        zero(c, g))
         return NULL;
     c->keep_grad += c->keep.bytes - before;
     return t;
@@ -514,10 +529,10 @@ static int need_work(ma_ctx *c, ma_call *call, bool backward) {
 }
 
 static int kernel_failed(ma_ctx *c, const ma_call *call, const char *way) {
-    char shape[160];
+    char shape[160], why[280];
     const ma_tensor *t = call->in[0];
-    return ma_fail(&c->err, MA_UNSUPPORTED, "%s: %s%s does not take %s of %s", c->dev->name, ma_op_name(call->op), way,
-                   ma_shape_text(shape, t->nd, t->n), ma_type_name(t->type));
+    return ma_fail(&c->err, MA_UNSUPPORTED, "%s: %s%s does not take %s of %s%s", c->dev->name, ma_op_name(call->op),
+                   way, ma_shape_text(shape, t->nd, t->n), ma_type_name(t->type), said(c, why));
 }
 
 static bool any_want(const ma_call *call) {
@@ -624,15 +639,18 @@ static int unwind(ma_ctx *c, size_t from) {
     return 0;
 }
 
-int ma_backward(ma_ctx *c, ma_tensor *loss, double scale) {
-    if (!loss || ma_failed(c)) return -1;
-    if (ma_count(loss) != 1 || loss->type != MA_F32)
-        return ma_fail(&c->err, MA_SHAPE, "backward: a loss is one fp32 number");
-    float seed = (float)scale;
-    ma_tensor *g = loss->want ? grad_of(c, loss) : NULL;
-    if (loss->want && (!g || ma_put(c, g, &seed))) return -1;
+int ma_backward_from(ma_ctx *c, ma_tensor *out, const float *cotangent) {
+    if (!out || ma_failed(c)) return -1;
+    ma_tensor *g = out->want ? grad_of(c, out) : NULL;
+    if (out->want && (!g || ma_put(c, g, cotangent))) return -1;
     bool was = ma_recording(c, true);
     int rc = unwind(c, 0);
     ma_recording(c, was);
     return rc;
+}
+
+int ma_backward(ma_ctx *c, ma_tensor *loss, double scale) {
+    const float seed = (float)scale;
+    if (loss && ma_count(loss) != 1) return ma_fail(&c->err, MA_SHAPE, "backward: a loss is one number");
+    return ma_backward_from(c, loss, &seed);
 }

@@ -24,6 +24,7 @@ void ma_ctx_free(ma_ctx *);
 ma_device *ma_ctx_device(ma_ctx *);
 ma_err *ma_ctx_err(ma_ctx *);
 bool ma_failed(const ma_ctx *);
+int ma_ctx_failed(const ma_ctx *, ma_err *); /* -1, and its error in e, where it has failed; else 0 */
 
 /* "cpu", "cuda", "cuda:1", "auto" (a GPU if there is one, else the CPU, said in note). plan: a dry run on it. */
 ma_device *ma_device_open(const char *name, bool plan, char note[160], ma_err *);
@@ -82,6 +83,8 @@ ma_tensor *ma_checkpoint(ma_ctx *, ma_block, const void *self, ma_tensor **in, i
 /* Runs the tape backwards from loss (one element), whose gradient is set to scale; adds to the leaves' gradients; the
  * tape is then empty. Values of activations stay readable until ma_reset. -1: the context has failed. */
 int ma_backward(ma_ctx *, ma_tensor *loss, double scale);
+/* The same from any tensor: its gradient is set to cotangent (as many fp32 numbers as it has elements, on the host). */
+int ma_backward_from(ma_ctx *, ma_tensor *, const float *cotangent);
 int ma_zero_grads(ma_ctx *); /* every leaf's */
 
 /* For ops.c: runs the call (out and save already made), records it where wanted. Returns call->out, or NULL. */

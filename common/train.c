@@ -1,5 +1,7 @@
-/* train: see train.h. One forward and backward pass is micro(); a step is `accumulate` of them and an optimiser step. */
+/* train: see train.h. One forward and backward pass is micro(); a step is `accumulate` of them and an optimiser step.
+ */
 #include "train.h"
+#include "file.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -11,6 +13,25 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+/* ---- batches ---- */
+
+ma_tensor *ma_items_tensor(ma_ctx *c, const ma_item *items, int n, int k, bool f32) {
+    const ma_array *first = &items[0].a[k];
+    if (!first->data) return NULL;
+    const size_t count = ma_array_count(first);
+    int64_t shape[MA_DIMS] = {n};
+    memcpy(shape + 1, first->n, (size_t)first->nd * sizeof *shape);
+    float *all = ma_alloc((size_t)n * count, sizeof *all);
+    if (!all) {
+        ma_fail(ma_ctx_err(c), MA_MEMORY, "batch: out of memory");
+        return NULL;
+    }
+    for (int b = 0; b < n; b++) ma_to_f32(all + (size_t)b * count, items[b].a[k].data, items[b].a[k].type, count);
+    ma_tensor *t = (f32 ? ma_input_f32 : ma_input)(c, all, first->nd + 1, shape);
+    ma_release(all);
+    return t;
+}
 
 /* ---- folders ---- */
 
@@ -37,8 +58,7 @@ static int sync_one(const char *path, const struct stat *s, int kind, struct FTW
 int ma_folder_replace(const char *from, const char *to, ma_err *e) {
     char *old = ma_format("%s.old", to);
     int rc = old ? ma_folder_remove(old, e) : ma_fail(e, MA_MEMORY, "%s: out of memory", to);
-    if (!rc && nftw(from, sync_one, 16, FTW_DEPTH | FTW_PHYS))
-        rc = ma_fail(e, MA_IO, "%s: %s", from, strerror(errno));
+    if (!rc && nftw(from, sync_one, 16, FTW_DEPTH | FTW_PHYS)) rc = ma_fail(e, MA_IO, "%s: %s", from, strerror(errno));
     if (!rc && rename(to, old) && errno != ENOENT) rc = ma_fail(e, MA_IO, "%s: %s", to, strerror(errno));
     if (!rc && rename(from, to)) rc = ma_fail(e, MA_IO, "%s: %s", to, strerror(errno));
     if (!rc) rc = ma_folder_remove(old, e);
@@ -80,7 +100,8 @@ static int write_state(const char *folder, int64_t step, int64_t draws, ma_err *
     return rc;
 }
 
-static int fill_checkpoint(const ma_train *t, ma_optim *optim, const char *folder, int64_t step, int64_t draws, ma_err *e) {
+static int fill_checkpoint(const ma_train *t, ma_optim *optim, const char *folder, int64_t step, int64_t draws,
+                           ma_err *e) {
     if (ma_make_dirs(folder, e)) return -1;
     for (int k = 0; k < t->nparams; k++) {
         char *path = params_file(folder, k);
@@ -119,7 +140,8 @@ static int read_state(const char *folder, int64_t *step, int64_t *draws, ma_err 
     cJSON *json = NULL;
     int rc = path ? ma_read_file(path, 65536, &text, e) : -1;
     if (!rc && !(json = ma_json_parse(text.data, text.size, path, e))) rc = -1;
-    const cJSON *s = cJSON_GetObjectItemCaseSensitive(json, "step"), *d = cJSON_GetObjectItemCaseSensitive(json, "draws");
+    const cJSON *s = cJSON_GetObjectItemCaseSensitive(json, "step"),
+                *d = cJSON_GetObjectItemCaseSensitive(json, "draws");
     if (!rc && (!cJSON_IsNumber(s) || !cJSON_IsNumber(d) || s->valuedouble < 0 || d->valuedouble < 0))
         rc = ma_fail(e, MA_CORRUPT, "%s: lacks step or draws", path);
     if (!rc) {
@@ -181,7 +203,8 @@ static FILE *open_log(const char *path, int64_t step, ma_err *e) {
     size_t room = 0;
     off_t good = 0;
     long long n;
-    while (step && getline(&line, &room, f) > 0 && sscanf(line, "{\"step\":%lld", &n) == 1 && n <= step) good = ftello(f);
+    while (step && getline(&line, &room, f) > 0 && sscanf(line, "{\"step\":%lld", &n) == 1 && n <= step)
+        good = ftello(f);
     free(line);
     if (fseeko(f, good, SEEK_SET) || ftruncate(fileno(f), good)) ma_fail(e, MA_IO, "%s: %s", path, strerror(errno));
     return f;
@@ -195,18 +218,18 @@ typedef struct step_log {
     const char *part_name[8];
     int parts;
     int64_t samples;
+    char keys[320]; /* of the samples, for an error; the first of many */
 } step_log;
 
 static void forget(ma_item *items, int64_t n) {
     for (int64_t k = 0; k < n; k++) ma_item_free(&items[k]);
 }
 
-/* "a, b, c, …" of the batch, for an error. */
-static void keys_of(const ma_item *items, int64_t n, char out[200]) {
-    size_t used = 0;
-    out[0] = 0;
-    for (int64_t k = 0; k < n && used < 150; k++)
-        used += (size_t)snprintf(out + used, 200 - used, "%s%.40s", k ? ", " : "", items[k].key);
+/* Adds "a, b, c" of a batch. */
+static void note_keys(step_log *log, const ma_item *items, int64_t n) {
+    size_t used = strlen(log->keys);
+    for (int64_t k = 0; k < n && used < sizeof log->keys - 64; k++)
+        used += (size_t)snprintf(log->keys + used, sizeof log->keys - used, "%s%.40s", used ? ", " : "", items[k].key);
 }
 
 /* One forward and backward pass. 1: done; 0: no more data; -1: error. */
@@ -220,6 +243,7 @@ static int micro(const ma_train *t, ma_item *items, int64_t step, step_log *log,
         return rc < 0 ? -1 : 0;
     }
     double start = ma_now();
+    note_keys(log, items, n);
     ma_parts parts = {0};
     ma_tensor *loss = t->loss(t->self, items, (int)n, step, &parts);
     double value = ma_scalar(t->ctx, loss), middle;
@@ -230,17 +254,14 @@ static int micro(const ma_train *t, ma_item *items, int64_t step, step_log *log,
         log->part[k] += ma_scalar(t->ctx, parts.value[k]) / (double)parts_of;
     }
     log->forward += (middle = ma_now()) - start;
-    if (!ma_failed(t->ctx) && !isfinite(value)) {
-        char keys[200];
-        keys_of(items, n, keys);
-        ma_fail(e, MA_NOTFINITE, "step %lld: the loss is not finite; samples %s", (long long)step, keys);
-    }
+    if (!ma_failed(t->ctx) && !isfinite(value))
+        ma_fail(e, MA_NOTFINITE, "step %lld: the loss is not finite; samples %s", (long long)step, log->keys);
     if (e->reason == MA_OK) ma_backward(t->ctx, loss, 1 / (double)parts_of);
     ma_reset(t->ctx);
     log->backward += ma_now() - middle;
     log->samples += n;
     forget(items, n);
-    if (ma_failed(t->ctx)) return ma_fail(e, ma_ctx_err(t->ctx)->reason, "%s", ma_ctx_err(t->ctx)->text);
+    if (ma_ctx_failed(t->ctx, e)) return -1;
     return e->reason == MA_OK ? 1 : -1;
 }
 
@@ -272,13 +293,15 @@ static int one_step(const ma_train *t, ma_optim *optim, ma_item *items, int64_t 
     mean_of(log, (double)passes / (double)t->o->accumulate);
     double start = ma_now();
     log->lr = ma_optim_lr(optim, step);
-    if (ma_optim_step(optim, &log->norm, e)) return -1;
+    ma_err why = {0};
+    if (ma_optim_step(optim, &log->norm, &why)) return ma_fail(e, why.reason, "%s; samples %s", why.text, log->keys);
     log->optimiser = ma_now() - start;
     log->wait = ma_dataset_waited(t->data);
     return 1;
 }
 
-static int loop(const ma_train *t, ma_optim *optim, FILE *log, ma_item *items, int64_t *step, int64_t *draws, ma_err *e) {
+static int loop(const ma_train *t, ma_optim *optim, FILE *log, ma_item *items, int64_t *step, int64_t *draws,
+                ma_err *e) {
     ma_progress p;
     const int64_t first = *step;
     int64_t saved = first;
@@ -301,6 +324,10 @@ static int loop(const ma_train *t, ma_optim *optim, FILE *log, ma_item *items, i
         if (rc < 0) break;
     }
     ma_progress_end(&p);
+    if (rc < 0 && ma_stopped) { /* within a step, which is as if it had not begun */
+        ma_err_clear(e);
+        rc = 0;
+    }
     ma_err late = {0};
     if (*step != saved && save_checkpoint(t, optim, *step, *draws, rc < 0 ? &late : e)) rc = -1;
     if (rc >= 0 && ma_stopped)
@@ -324,7 +351,7 @@ int ma_train_run(const ma_train *t, int64_t *steps, ma_err *e) {
     ma_optim *optim = ma_optim_new(t->ctx, t->params, t->nparams, &adam);
     ma_item *items = calloc((size_t)o->batch, sizeof *items);
     int rc = optim && items ? ma_make_dirs(t->state, e) : ma_fail(e, MA_MEMORY, "training: out of memory");
-    if (ma_failed(t->ctx)) rc = ma_fail(e, ma_ctx_err(t->ctx)->reason, "%s", ma_ctx_err(t->ctx)->text);
+    if (ma_ctx_failed(t->ctx, e)) rc = -1;
     if (!rc) rc = o->resume ? load_checkpoint(t, optim, steps, &draws, e) : refuse_old(t, e);
     FILE *log = rc ? NULL : open_log(o->log, *steps, e);
     if (!rc) rc = log && e->reason == MA_OK ? loop(t, optim, log, items, steps, &draws, e) : -1;

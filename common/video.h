@@ -44,6 +44,8 @@ int ma_image_read(const void *bytes, size_t size, const char *name, ma_clip *out
 /* Antialiased bicubic, what torchvision's resize(antialias=True) does, for one frame of n channels. -1: out of memory. */
 int ma_image_resize(const uint8_t *in, int64_t h, int64_t w, uint8_t *out, int64_t oh, int64_t ow, int n);
 
+/* The longest of n vectors u, v. */
+float ma_flow_longest(const float *uv, int64_t n);
 /* The colour wheel that people know for flow (Baker et al. 2007): rgb (h, w, 3) from uv (h, w, 2); max: the length, in
  * pixels, of full saturation; 0: the longest in uv. */
 void ma_flow_picture(const float *uv, int64_t h, int64_t w, float max, uint8_t *rgb);

@@ -6,6 +6,7 @@
  * Traps: data in files may be unaligned (old .pth) or strided (any .pth); nothing here dereferences it in place unless
  * it is neither. Names are compared as bytes. */
 #include "weights_private.h"
+#include "file.h"
 
 #include <errno.h>
 #include <fcntl.h>

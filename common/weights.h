@@ -2,7 +2,7 @@
  * .bin (the zip form and the older run of pickles; nothing is executed). Writes safetensors. */
 #ifndef MA_WEIGHTS_H
 #define MA_WEIGHTS_H
-#include "base.h"
+#include "array.h"
 
 /* One named array in a file. data points into the mapping. Strided only in .pth files. */
 typedef struct ma_entry {

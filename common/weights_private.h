@@ -5,9 +5,8 @@
 #include "shard.h" /* ma_json_parse */
 #include "weights.h"
 
-/* Most bytes of JSON or of a pickle that are read at all. */
-#define MA_JSON_MOST   ((size_t)100 << 20)
-#define MA_PICKLE_MOST ((size_t)16 << 20)
+/* Most bytes of JSON that are read at all. */
+#define MA_JSON_MOST ((size_t)100 << 20)
 
 typedef struct ma_mapped {
     char *path;

@@ -10,6 +10,7 @@
  * stopped; so pipes are polled, and fed no more at a time than they take at once. */
 #include "shard.h"
 #include "cli.h"
+#include "file.h"
 #include "keyset.h"
 #include <archive.h>
 #include <archive_entry.h>

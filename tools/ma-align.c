@@ -1,10 +1,11 @@
-/* ma-align: fine-tunes a text-to-video diffusion transformer so that the relations among its hidden tokens match those of
- * a teacher's (METHOD, stage 2); with --loss none, plain training.
+/* ma-align: fine-tunes a text-to-video diffusion transformer so that the relations among its hidden tokens match those
+ * of a teacher's (METHOD, stage 2); with --loss none, plain training.
  *
- * L = L_diff + λ·L_align. L_diff is the x0 form weighted by 1/(1-ᾱ), which for a v-prediction is exactly the mean square
- * error in v. Noise and time of a sample depend on (seed, key, step) alone.
+ * L = L_diff + λ·L_align. L_diff is the x0 form weighted by 1/(1-ᾱ), which for a v-prediction is exactly the mean
+ * square error in v. Noise and time of a sample depend on (seed, key, step) alone.
  */
-#include "../common/clip.h"
+#include "../common/context.h"
+#include "../common/file.h"
 #include "../common/models/pipeline.h"
 #include "../common/models/relations.h"
 #include "../common/rng.h"
@@ -31,8 +32,10 @@ static const ma_opt options[] = {
     {"tau", 0, MA_OPT_REAL, &tau, "X", "frames over which soft-trd fades (default 10)", 1e-3, 1e6},
     {"margin", 0, MA_OPT_REAL, &margin, "X", "margin of trd, trd-spatial, trd-temporal (default 0.1)", 0, 2},
     {"target", 0, MA_OPT_TEXT, &target, "MEMBER", "the teacher: KEY.MEMBER.npy (default motion)", 0, 0},
-    {"recompute", 0, MA_OPT_CHOICE, &recompute, "on|off", "keep one tensor a block, compute the rest again (default on)", 0, 0},
-    {"save-type", 0, MA_OPT_CHOICE, &save_type, "f32|f16|bf16", "of the transformer that is written (default f32)", 0, 0},
+    {"recompute", 0, MA_OPT_CHOICE, &recompute, "on|off",
+     "keep one tensor a block, compute the rest again (default on)", 0, 0},
+    {"save-type", 0, MA_OPT_CHOICE, &save_type, "f32|f16|bf16", "of the transformer that is written (default f32)", 0,
+     0},
     MA_TRAIN_OPTIONS(train),
     {0},
 };
@@ -54,14 +57,11 @@ typedef struct work {
     int64_t shape[5];   /* of a sample's latent as the network has it: 1, F, h, w, C */
 } work;
 
-static int context_error(const work *w, ma_err *e) {
-    return ma_failed(w->ctx) ? ma_fail(e, ma_ctx_err(w->ctx)->reason, "%s", ma_ctx_err(w->ctx)->text) : 0;
-}
-
 /* ---- the loss of a batch ---- */
 
 /* x0 of one sample: drawn from the stored posterior (2C,T,h,w), scaled, channels last. */
-static void draw_latent(const work *w, const ma_item *item, int64_t step, const float *stored, float *noise, float *x0) {
+static void draw_latent(const work *w, const ma_item *item, int64_t step, const float *stored, float *noise,
+                        float *x0) {
     const int64_t channels = w->shape[4], plane = w->shape[1] * w->shape[2] * w->shape[3];
     ma_rng rng = ma_rng_make((uint64_t)cli.common.seed, item->key, (uint64_t)step, MA_RNG_POSTERIOR);
     ma_rng_fill_normal(&rng, noise, (size_t)(channels * plane));
@@ -90,20 +90,6 @@ static double diffuse(const work *w, const ma_item *item, int64_t step, float *n
     return (double)t;
 }
 
-/* The batch's member k as one tensor; NULL where it is not there. */
-static ma_tensor *put_member(const work *w, const ma_item *items, int n, int k) {
-    const ma_array *a = &items[0].a[k];
-    if (!a->data) return NULL;
-    const size_t count = ma_array_count(a);
-    int64_t shape[MA_DIMS] = {n};
-    memcpy(shape + 1, a->n, (size_t)a->nd * sizeof *shape);
-    float *host = ma_alloc((size_t)n * count, sizeof *host);
-    for (int b = 0; host && b < n; b++) ma_to_f32(host + (size_t)b * count, items[b].a[k].data, items[b].a[k].type, count);
-    ma_tensor *t = host ? ma_input(w->ctx, host, a->nd + 1, shape) : NULL;
-    ma_release(host);
-    return t;
-}
-
 static ma_tensor *batch_loss(void *self, const ma_item *items, int n, int64_t step, ma_parts *parts) {
     work *w = self;
     ma_ctx *c = w->ctx;
@@ -129,13 +115,14 @@ static ma_tensor *batch_loss(void *self, const ma_item *items, int n, int64_t st
     shape[0] = n;
     const cogvideox_run run = {.hidden_after = w->project ? (int)layer : 0, .checkpoint = recompute == 0};
     ma_tensor *hidden = NULL, *noisy = ma_input(c, x, 5, shape), *velocity = ma_input_f32(c, v, 5, shape);
-    ma_tensor *got = cogvideox_forward(c, w->net, noisy, t, put_member(w, items, n, TEXT), &run, &hidden);
+    ma_tensor *got = cogvideox_forward(c, w->net, noisy, t, ma_items_tensor(c, items, n, TEXT, false), &run, &hidden);
     loss = ma_mse(c, got, velocity);
     parts->name[parts->n] = "diffusion";
     parts->value[parts->n++] = loss;
     if (w->project) {
         ma_tensor *z = projector_forward(c, w->project, hidden);
-        ma_tensor *align = align_loss_of(c, (align_loss)loss_kind, z, put_member(w, items, n, TARGET), tau, margin);
+        ma_tensor *align =
+            align_loss_of(c, (align_loss)loss_kind, z, ma_items_tensor(c, items, n, TARGET, false), tau, margin);
         loss = ma_add(c, loss, ma_affine(c, align, lambda, 0));
         parts->name[parts->n] = "alignment";
         parts->value[parts->n++] = align;
@@ -172,7 +159,8 @@ static int write_result(work *w, const char *out, ma_err *e) {
     char *beside = ma_format("%s/result.tmp", out), *from = ma_format("%s/result.tmp/transformer", out),
          *to = ma_format("%s/transformer", out), *zeta = ma_format("%s/projector.safetensors", out),
          *zeta_from = ma_format("%s/result.tmp/projector.safetensors", out);
-    int rc = beside && from && to && zeta && zeta_from ? ma_folder_remove(beside, e) : ma_fail(e, MA_MEMORY, "out of memory");
+    int rc = beside && from && to && zeta && zeta_from ? ma_folder_remove(beside, e)
+                                                       : ma_fail(e, MA_MEMORY, "out of memory");
     if (!rc) rc = save_weights(w, beside, e);
     if (!rc && w->pipe.pixel) rc = ma_pipeline_write(out, &w->pipe, e);
     if (!rc) rc = ma_folder_replace(from, to, e);
@@ -195,22 +183,25 @@ static int make_nets(work *w, ma_dataset *data, ma_err *e) {
     char text[160];
     if (!latent) return -1;
     if (latent->nd != 4 || latent->n[0] != 2 * t->in_channels || latent->n[2] % t->patch || latent->n[3] % t->patch)
-        return ma_fail(e, MA_SHAPE, "latent.npy is %s; %s has %d channels (twice: mean, log-variance) and patches of %d",
+        return ma_fail(e, MA_SHAPE,
+                       "latent.npy is %s; %s has %d channels (twice: mean, log-variance) and patches of %d",
                        ma_shape_text(text, latent->nd, latent->n), base, t->in_channels, t->patch);
     memcpy(w->shape, (int64_t[]){1, latent->n[1], latent->n[2], latent->n[3], t->in_channels}, sizeof w->shape);
     w->params = ma_params_new(w->ctx, w->weights, true, (uint64_t)cli.common.seed);
     w->net = w->params ? cogvideox_make(w->params, t) : NULL;
     if (w->net) ma_params_end(w->params, NULL);
-    if (context_error(w, e) || !w->net) return -1;
+    if (ma_ctx_failed(w->ctx, e) || !w->net) return -1;
     if (loss_kind == ALIGN_NONE) return 0;
-    if (layer > t->layers) return ma_fail(e, MA_USAGE, "--layer %lld: the model has %d blocks", (long long)layer, t->layers);
+    if (layer > t->layers)
+        return ma_fail(e, MA_USAGE, "--layer %lld: the model has %d blocks", (long long)layer, t->layers);
     if (!(m = ma_dataset_shape(data, TARGET, e))) return -1;
-    if (m->nd != 4) return ma_fail(e, MA_SHAPE, "%s.npy is %s, not (T,H,W,D)", target, ma_shape_text(text, m->nd, m->n));
+    if (m->nd != 4)
+        return ma_fail(e, MA_SHAPE, "%s.npy is %s, not (T,H,W,D)", target, ma_shape_text(text, m->nd, m->n));
     const int64_t hidden[3] = {latent->n[1], latent->n[2] / t->patch, latent->n[3] / t->patch};
     w->projector_params = ma_params_new(w->ctx, NULL, true, (uint64_t)cli.common.seed);
     if (w->projector_params)
         w->project = projector_make(w->projector_params, (int64_t)t->heads * t->head_dim, m->n[3], hidden, m->n);
-    return context_error(w, e);
+    return ma_ctx_failed(w->ctx, e);
 }
 
 /* The plan: one forward and backward pass on the counting device. */
@@ -220,17 +211,19 @@ static int dry_run(work *w, ma_dataset *data, ma_err *e) {
     int64_t n = 0;
     while (items && n < train.batch && ma_dataset_next(data, &items[n], e) > 0) n++;
     ma_tensor *loss = n ? batch_loss(w, items, (int)n, 1, &parts) : NULL;
-    int rc = loss ? ma_backward(w->ctx, loss, 1) : -1;
+    int rc = !items ? ma_fail(e, MA_MEMORY, "out of memory") : loss ? ma_backward(w->ctx, loss, 1) : -1;
     char text[160];
-    if (!rc)
+    if (!rc) {
         printf("parameters %lld, projector %lld\nlatent %lldx%lldx%lldx%lld, batch %lld\n%s\n",
                (long long)ma_params_count(w->params),
                (long long)(w->projector_params ? ma_params_count(w->projector_params) : 0), (long long)w->shape[1],
                (long long)w->shape[2], (long long)w->shape[3], (long long)w->shape[4], (long long)n,
                ma_memory_text(text, w->ctx));
+        rc = ma_flush_stdout(e);
+    }
     for (int64_t k = 0; k < n; k++) ma_item_free(&items[k]);
     free(items);
-    return context_error(w, e) ? -1 : rc;
+    return ma_ctx_failed(w->ctx, e) ? -1 : rc;
 }
 
 static int run(work *w, ma_tally *tally, ma_err *e) {
@@ -255,9 +248,17 @@ static int run(work *w, ma_tally *tally, ma_err *e) {
     if (!rc && cli.common.dry_run) {
         rc = dry_run(w, data, e);
     } else if (!rc) {
-        ma_train t = {.cli = &cli, .o = &train, .ctx = w->ctx, .data = data, .tally = tally,
-                      .params = {w->params, w->projector_params}, .nparams = w->project ? 2 : 1,
-                      .state = out, .self = w, .loss = batch_loss, .save = save_weights};
+        ma_train t = {.cli = &cli,
+                      .o = &train,
+                      .ctx = w->ctx,
+                      .data = data,
+                      .tally = tally,
+                      .params = {w->params, w->projector_params},
+                      .nparams = w->project ? 2 : 1,
+                      .state = out,
+                      .self = w,
+                      .loss = batch_loss,
+                      .save = save_weights};
         int64_t steps;
         rc = ma_train_run(&t, &steps, e);
         if (!rc) rc = write_result(w, out, e);
@@ -279,7 +280,7 @@ int main(int argc, char **argv) {
         ma_fail(&e, MA_USAGE, "%s is needed", base ? "-o OUT" : "-b DIR");
     else if (!ma_context_open(&cli, &w.dev, &w.ctx, &e))
         run(&w, &tally, &e);
-    if (e.reason != MA_OK) ma_say(&cli, 0, "%s", e.text);
+    const int status = ma_exit_status(&cli, &e, -1);
     rc = ma_tally_end(&tally);
     projector_free(w.project);
     cogvideox_free(w.net);
@@ -289,5 +290,5 @@ int main(int argc, char **argv) {
     ma_ctx_free(w.ctx);
     ma_device_close(w.dev);
     ma_cli_free(&cli);
-    return e.reason == MA_USAGE ? 2 : e.reason != MA_OK ? 1 : rc;
+    return status ? status : rc;
 }

@@ -4,6 +4,7 @@
  * Limits: every clip of a run has one size, so that a batch is one tensor.
  */
 #include "../common/clip.h"
+#include "../common/context.h"
 #include "../common/models/pixel.h"
 #include "../common/models/videomae.h"
 #include "../common/stage.h"
@@ -215,9 +216,8 @@ static int put_tokens(extract *x, ma_sample **s, const ma_clip *clip, const int 
     ma_release(in);
     if (tokens) out = ma_alloc((size_t)ma_count(tokens), sizeof *out);
     if (tokens && out) ma_get(x->ctx, tokens, out);
-    int rc = ma_failed(x->ctx) ? ma_fail(e, ma_ctx_err(x->ctx)->reason, "%s", ma_ctx_err(x->ctx)->text)
-             : out             ? 0
-                   : ma_fail(e, MA_MEMORY, "%s: out of memory for %d clips: lower --batch", s[at[0]]->key, n);
+    int rc = ma_ctx_failed(x->ctx, e);
+    if (!rc && !out) rc = ma_fail(e, MA_MEMORY, "%s: out of memory for %d clips: lower --batch", s[at[0]]->key, n);
     for (int k = 0; !rc && k < n; k++)
         ma_sample_put_f16(s[at[k]], "videomae.npy", out + ma_count(tokens) / n * k, 4, tokens->n + 1, &why[at[k]]);
     ma_release(out);
@@ -271,7 +271,7 @@ static int plan(extract *x, ma_err *e) {
     if (x->vit) {
         videomae_size s = videomae_sizes(x->vit);
         ma_tensor *tokens = encode(x, NULL, batch);
-        if (!tokens) return ma_fail(e, ma_ctx_err(x->ctx)->reason, "%s", ma_ctx_err(x->ctx)->text);
+        if (!tokens) return ma_ctx_failed(x->ctx, e);
         printf("videomae: %d blocks of width %d, %d heads, tubelets %dx%dx%d, %.1f M parameters\n", s.depth, s.width,
                s.heads, s.tubelet, s.patch, s.patch, (double)videomae_parameters(x->vit) / 1e6);
         printf("  %lldx%lldx%lldx%lldx3 -> %s\n", (long long)batch, (long long)(c->frames - x->skip),
@@ -282,7 +282,7 @@ static int plan(extract *x, ma_err *e) {
                (long long)c->width, (long long)(6 * x->pixel * x->pixel), (long long)c->frames,
                (long long)(c->height / x->pixel), (long long)(c->width / x->pixel));
     printf("memory: %s\n", ma_memory_text(text, x->ctx));
-    return fflush(stdout) ? ma_fail(e, MA_IO, "standard output: %s", strerror(errno)) : 0;
+    return ma_flush_stdout(e);
 }
 
 int main(int argc, char **argv) {
@@ -292,8 +292,7 @@ int main(int argc, char **argv) {
     extract x = {.skip = -1};
     rc = ma_context_open(&cli, &x.dev, &x.ctx, &e) || add_encoders(&x, &e) ? -1 : 0;
     if (!rc && cli.common.dry_run) rc = plan(&x, &e);
-    if (rc) ma_say(&cli, 0, "%s", e.text);
-    rc = rc ? (e.reason == MA_USAGE ? 2 : 1) : 0;
+    rc = ma_exit_status(&cli, &e, -1);
     if (!rc && !cli.common.dry_run)
         rc = ma_stage_run(&(ma_stage){.cli = &cli, .self = &x, .work = work, .batch = (int)batch, .video = true},
                           STDOUT_FILENO);

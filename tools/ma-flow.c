@@ -6,6 +6,7 @@
  * Limits: fp32. The flow is resized without a filter: going down by more than 2 in one step loses thin motion.
  */
 #include "../common/clip.h"
+#include "../common/context.h"
 #include "../common/models/raft.h"
 #include "../common/stage.h"
 
@@ -75,6 +76,7 @@ static int set_sizes(flow *f, ma_err *e) {
 
 static int load(flow *f, ma_err *e) {
     if (!model) return ma_fail(e, MA_USAGE, "no model: give -m WEIGHTS");
+    if (!cli.common.dtype) ma_set_type(f->ctx, MA_F32); // what auto means here
     if (ma_get_type(f->ctx) != MA_F32) return ma_fail(e, MA_USAGE, "--dtype: RAFT is computed in f32");
     if (!(f->weights = ma_weights_open(model, e))) return -1;
     if (!(f->net = raft_load(f->ctx, f->weights))) *e = *ma_ctx_err(f->ctx);
@@ -131,16 +133,10 @@ static int run_clip(flow *f, const float *frames, const int64_t pad[4], float *u
         ma_reset(f->ctx);
     }
     if (ma_stopped) return -1;
-    return ma_failed(f->ctx) ? ma_fail(e, ma_ctx_err(f->ctx)->reason, "%s", ma_ctx_err(f->ctx)->text) : 0;
+    return ma_ctx_failed(f->ctx, e);
 }
 
 /* ---- output */
-
-static float longest(const float *uv, int64_t n) {
-    float most = 0;
-    for (int64_t i = 0; i < n; i++) most = fmaxf(most, hypotf(uv[2 * i], uv[2 * i + 1]));
-    return most;
-}
 
 /* Middlebury's .flo: a magic number, width, height, u and v interleaved. Little-endian. */
 static int flo_write(const float *uv, int64_t h, int64_t w, ma_buf *out, ma_err *e) {
@@ -182,7 +178,7 @@ static void drop_pictures(ma_sample *s) {
 
 static int put_pictures(ma_sample *s, const float *uv, int64_t n, ma_err *e) {
     int64_t h = out_size[0], w = out_size[1], each = h * w * 2;
-    float max = longest(uv, n * h * w);
+    float max = ma_flow_longest(uv, n * h * w);
     drop_pictures(s);
     for (int64_t k = 0; k < n; k++) {
         ma_buf b = {0};
@@ -259,13 +255,13 @@ static int plan(flow *f, ma_err *e) {
     raft_padding(args.size.height, args.size.width, pad);
     int64_t shape[] = {n, 1, pad[2], pad[3], 3};
     ma_tensor *from = ma_new(f->ctx, MA_F32, 5, shape), *to = ma_new(f->ctx, MA_F32, 5, shape);
-    if (!forward(f, from, to, pad)) return ma_fail(e, ma_ctx_err(f->ctx)->reason, "%s", ma_ctx_err(f->ctx)->text);
+    if (!forward(f, from, to, pad)) return ma_ctx_failed(f->ctx, e);
     printf("%s: %.2f M parameters, %lld updates\n", raft_flavour(f->net), millions(f->weights), (long long)updates);
     printf("  %lld flows a clip, %lld at a time: %lldx%lldx%lldx3, twice -> %lldx%lldx%lldx2\n", (long long)f->pairs,
            (long long)n, (long long)n, (long long)pad[2], (long long)pad[3], (long long)n, (long long)out_size[0],
            (long long)out_size[1]);
     printf("memory: %s\n", ma_memory_text(text, f->ctx));
-    return fflush(stdout) ? ma_fail(e, MA_IO, "standard output: %s", strerror(errno)) : 0;
+    return ma_flush_stdout(e);
 }
 
 int main(int argc, char **argv) {
@@ -275,8 +271,7 @@ int main(int argc, char **argv) {
     flow f = {0};
     rc = set_sizes(&f, &e) || ma_context_open(&cli, &f.dev, &f.ctx, &e) || load(&f, &e) ? -1 : 0;
     if (!rc && cli.common.dry_run) rc = plan(&f, &e);
-    if (rc) ma_say(&cli, 0, "%s", e.text);
-    rc = rc ? (e.reason == MA_USAGE ? 2 : 1) : 0;
+    rc = ma_exit_status(&cli, &e, -1);
     if (!rc && !cli.common.dry_run)
         rc = ma_stage_run(&(ma_stage){.cli = &cli, .self = &f, .work = work, .batch = 1, .video = true}, STDOUT_FILENO);
     raft_free(f.net);

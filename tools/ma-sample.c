@@ -1,14 +1,17 @@
-/* ma-sample: generates clips by DDIM from a text-to-video folder. Prompts are arguments, lines of standard input, or, with
+/* ma-sample: generates clips by DDIM from a text-to-video folder. Prompts are arguments, lines of standard input, or,
+ * with
  * --shard, a shard's samples (KEY.txt, KEY.text.npy). Clip n of a prompt depends on (--seed, its key) alone.
  *
  * Limits: the codec is the pixel codec; text reaches the network only as KEY.text.npy.
  */
-#include "../common/clip.h"
+#include "../common/context.h"
+#include "../common/file.h"
 #include "../common/models/pipeline.h"
 #include "../common/models/pixel.h"
 #include "../common/npy.h"
 #include "../common/rng.h"
 #include "../common/stage.h"
+#include "../common/video.h"
 
 #include <ctype.h>
 #include <math.h>
@@ -27,12 +30,16 @@ static ma_clip_size size = {0};
 
 static const ma_opt options[] = {
     {"base", 'b', MA_OPT_TEXT, &base, "DIR", "the model, a folder in diffusers' layout", 0, 0},
-    {"transformer", 't', MA_OPT_TEXT, &transformer, "DIR", "take the transformer's weights from here (ma-align's OUT/transformer)", 0, 0},
+    {"transformer", 't', MA_OPT_TEXT, &transformer, "DIR",
+     "take the transformer's weights from here (ma-align's OUT/transformer)", 0, 0},
     {"steps", 0, MA_OPT_INT, &steps, "N", "denoising steps (default 50)", 1, 1000},
-    {"guidance", 0, MA_OPT_REAL, &guidance, "X", "classifier-free guidance, where there is text; 1: none (default 6)", 0, 100},
+    {"guidance", 0, MA_OPT_REAL, &guidance, "X", "classifier-free guidance, where there is text; 1: none (default 6)",
+     0, 100},
     {"clips", 'n', MA_OPT_INT, &clips, "N", "clips a prompt (default 1)", 1, 1e6},
-    {"clip", 0, MA_OPT_CLIP, &size, "FxHxW[@FPS]", "of the clip in pixels (default what the model was made for, at 8 fps)", 0, 0},
-    {"format", 0, MA_OPT_CHOICE, &format, "mp4|png|y4m|npy|shard", "png: a folder a clip; shard: a stream (default mp4)", 0, 0},
+    {"clip", 0, MA_OPT_CLIP, &size, "FxHxW[@FPS]",
+     "of the clip in pixels (default what the model was made for, at 8 fps)", 0, 0},
+    {"format", 0, MA_OPT_CHOICE, &format, "mp4|png|y4m|npy|shard",
+     "png: a folder a clip; shard: a stream (default mp4)", 0, 0},
     {"crf", 0, MA_OPT_INT, &crf, "N", "quality of mp4: 0 lossless … 51 (default 18)", 0, 51},
     {"shard", 0, MA_OPT_FLAG, &from_shard, NULL, "the inputs are shards whose samples are the prompts", 0, 0},
     {0},
@@ -55,10 +62,6 @@ typedef struct work {
     ma_progress progress;
 } work;
 
-static int context_error(const work *w, ma_err *e) {
-    return ma_failed(w->ctx) ? ma_fail(e, ma_ctx_err(w->ctx)->reason, "%s", ma_ctx_err(w->ctx)->text) : 0;
-}
-
 /* ---- denoising ---- */
 
 /* One velocity (count numbers) for the latent x at time t; text (1,L,E) on the host, or NULL. */
@@ -75,7 +78,7 @@ static int velocity(work *w, const float *x, int t, const ma_array *text, float 
     ma_tensor *out = cogvideox_forward(w->ctx, w->net, in, &time, words, &run, NULL);
     int rc = ma_get(w->ctx, out, v);
     ma_reset(w->ctx);
-    return rc ? (context_error(w, e), -1) : 0;
+    return rc ? (ma_ctx_failed(w->ctx, e), -1) : 0;
 }
 
 /* v_uncond + g·(v - v_uncond): the text against an embedding of zeros. */
@@ -102,7 +105,8 @@ static int denoise(work *w, const char *key, const ma_array *text, float *x, siz
     for (int k = 0; k < steps && !rc; k++) {
         if (ma_stopped) rc = ma_fail(e, MA_IO, "stopped");
         if (!rc) rc = guided(w, x, t[k], text, v, v + count, e);
-        if (!rc) ma_ddim_step(&w->pipe.schedule, t[k], ma_schedule_prev(&w->pipe.schedule, t[k], (int)steps), v, x, count);
+        if (!rc)
+            ma_ddim_step(&w->pipe.schedule, t[k], ma_schedule_prev(&w->pipe.schedule, t[k], (int)steps), v, x, count);
         snprintf(w->progress.note, sizeof w->progress.note, "step %d of %lld", k + 1, (long long)steps);
         ma_progress_step(&w->progress);
     }
@@ -136,7 +140,9 @@ static int write_pictures(const char *folder, const uint8_t *rgb, int64_t frames
     for (int64_t f = 0; f < frames && !rc; f++) {
         ma_buf png = {0};
         char *path = ma_format("%s/%04lld.png", folder, (long long)f);
-        rc = path && !ma_png_write(rgb + f * h * width * 3, h, width, &png, e) ? ma_write_file(path, png.data, png.size, e) : -1;
+        rc = path && !ma_png_write(rgb + f * h * width * 3, h, width, &png, e)
+                 ? ma_write_file(path, png.data, png.size, e)
+                 : -1;
         free(path);
         ma_buf_free(&png);
     }
@@ -163,8 +169,8 @@ static cJSON *entry_of(const work *w, const char *prompt) {
 }
 
 /* The clip as a sample of the stream: KEY.sample.mp4 beside what the prompt's sample had. */
-static int write_sample(work *w, const char *key, const char *prompt, const uint8_t *rgb, const int64_t n[4], double fps,
-                        ma_err *e) {
+static int write_sample(work *w, const char *key, const char *prompt, const uint8_t *rgb, const int64_t n[4],
+                        double fps, ma_err *e) {
     ma_sample *s = ma_sample_new(key);
     ma_buf mp4 = {0};
     int rc = s ? encode(rgb, n, fps, "mp4", &mp4, e) : ma_fail(e, MA_MEMORY, "%s: out of memory", key);
@@ -208,7 +214,7 @@ static int write_clip(work *w, const char *key, const char *prompt, const float 
 
 /* A key for a prompt: its number and first words, in letters that every file system takes. */
 static void prompt_key(char key[96], int64_t number, const char *prompt) {
-    int used = snprintf(key, 96, "%05lld", (long long)number);
+    int used = snprintf(key, 96, "%05lld-", (long long)number);
     for (const char *s = prompt; *s && used < 60; s++) {
         bool letter = isalnum((unsigned char)*s) != 0;
         if (letter || key[used - 1] != '-') key[used++] = letter ? (char)tolower((unsigned char)*s) : '-';
@@ -262,7 +268,9 @@ static int from_lines(work *w, ma_err *e) {
         rc = sample_prompt(w, key, line, NULL, true, e);
     }
     free(line);
-    return rc ? -1 : number || ma_stopped ? 0 : ma_fail(e, MA_USAGE, "no prompt: give it as an argument or on standard input");
+    return rc                     ? -1
+           : number || ma_stopped ? 0
+                                  : ma_fail(e, MA_USAGE, "no prompt: give it as an argument or on standard input");
 }
 
 /* Whether files named by this key stay below the folder that they are meant for. */
@@ -275,6 +283,15 @@ static bool stays_below(const char *key) {
     return below;
 }
 
+/* Of a caption, whose bytes nothing ends; "" where there is none. Freed with free(). */
+static char *first_line(const ma_member *m) {
+    enum { MOST = 1 << 16 };
+    const char *text = m ? m->data : NULL;
+    int n = 0;
+    while (text && n < MOST && (size_t)n < m->size && text[n] && text[n] != '\r' && text[n] != '\n') n++;
+    return ma_format("%.*s", n, n ? text : "");
+}
+
 static int from_samples(work *w, ma_err *e) {
     ma_inputs *in = ma_inputs_open(&cli, false, e);
     int rc = in ? 0 : -1;
@@ -284,9 +301,9 @@ static int from_samples(work *w, ma_err *e) {
         int got = ma_inputs_next(in, &s, &why);
         if (!got) break;
         ma_array text = {0};
-        const ma_member *caption = got > 0 ? ma_sample_get(s, "txt") : NULL;
-        char *prompt = ma_format("%.*s", caption ? (int)strcspn(caption->data, "\r\n") : 0, caption ? (char *)caption->data : "");
-        if (got > 0 && !stays_below(s->key)) got = ma_fail(&why, MA_UNSUPPORTED, "%s: the key leaves the output's folder", s->key);
+        char *prompt = first_line(got > 0 ? ma_sample_get(s, "txt") : NULL);
+        if (got > 0 && !stays_below(s->key))
+            got = ma_fail(&why, MA_UNSUPPORTED, "%s: the key leaves the output's folder", s->key);
         if (got > 0 && ma_sample_get(s, "text.npy") && ma_sample_array(s, "text.npy", &text, &why)) got = -1;
         if (got > 0 && text.data && (text.nd != 2 || text.n[1] != w->pipe.transformer.text_embed_dim))
             got = ma_fail(&why, MA_SHAPE, "%s: text.npy is not (L, %d)", s->key, w->pipe.transformer.text_embed_dim);
@@ -324,18 +341,13 @@ static int start(work *w, ma_err *e) {
     w->params = ma_params_new(w->ctx, w->weights, false, 0);
     w->net = w->params ? cogvideox_make(w->params, &w->pipe.transformer) : NULL;
     if (w->net) ma_params_end(w->params, NULL);
-    return context_error(w, e);
+    return ma_ctx_failed(w->ctx, e);
 }
 
 /* The shard, or the folder for several clips. */
 static int open_output(work *w, ma_err *e) {
     if (format == SHARD) {
-        const ma_writer_opts o = {.path = cli.common.out, .fd = STDOUT_FILENO, .level = (int)cli.common.level,
-                                  .threads = (int)cli.common.threads,
-                                  .drop = cli.common.drop.at,
-                                  .ndrop = cli.common.drop.n};
-        if (!cli.common.out && isatty(STDOUT_FILENO)) return ma_fail(e, MA_USAGE, "a shard is not for a terminal: -o FILE");
-        if (!(w->writer = ma_writer_open(&o, e))) return -1;
+        if (!(w->writer = ma_output_open(&cli, STDOUT_FILENO, e))) return -1;
     } else if (cli.common.out && (from_shard || cli.inputs.n != 1 || clips > 1))
         return ma_make_dirs(cli.common.out, e);
     return 0;
@@ -343,14 +355,14 @@ static int open_output(work *w, ma_err *e) {
 
 static int dry_run(work *w, ma_err *e) {
     float *v = ma_alloc((size_t)(w->shape[1] * w->shape[2] * w->shape[3] * w->shape[4]), sizeof *v);
-    int rc = v ? velocity(w, v, 0, NULL, v, e) : -1;
+    int rc = v ? velocity(w, v, 0, NULL, v, e) : ma_fail(e, MA_MEMORY, "out of memory");
     char text[160];
     ma_release(v);
-    if (!rc)
-        printf("parameters %lld\nlatent %lldx%lldx%lldx%lld\n%s\n", (long long)ma_params_count(w->params),
-               (long long)w->shape[1], (long long)w->shape[2], (long long)w->shape[3], (long long)w->shape[4],
-               ma_memory_text(text, w->ctx));
-    return rc;
+    if (rc) return -1;
+    printf("parameters %lld\nlatent %lldx%lldx%lldx%lld\n%s\n", (long long)ma_params_count(w->params),
+           (long long)w->shape[1], (long long)w->shape[2], (long long)w->shape[3], (long long)w->shape[4],
+           ma_memory_text(text, w->ctx));
+    return ma_flush_stdout(e);
 }
 
 static int run(work *w, ma_err *e) {
@@ -377,8 +389,7 @@ int main(int argc, char **argv) {
         w.writer = NULL;
     }
     ma_writer_abort(w.writer);
-    bool quiet = e.reason == MA_IO && format == SHARD && !cli.common.out && ma_closed_early(STDOUT_FILENO);
-    if (e.reason != MA_OK && !quiet) ma_say(&cli, 0, "%s", e.text);
+    const int status = ma_exit_status(&cli, &e, format == SHARD ? STDOUT_FILENO : -1);
     rc = ma_tally_end(&w.tally);
     cogvideox_free(w.net);
     ma_params_free(w.params);
@@ -386,5 +397,5 @@ int main(int argc, char **argv) {
     ma_ctx_free(w.ctx);
     ma_device_close(w.dev);
     ma_cli_free(&cli);
-    return e.reason == MA_USAGE ? 2 : e.reason != MA_OK ? 1 : rc;
+    return status ? status : rc;
 }

@@ -1,9 +1,10 @@
-/* ma-sheet: a contact sheet of a stream: a row a member, frames evenly spaced. Videos are shown as they are, flow as the
- * colour wheel, all flows of a sheet on one scale. A row shows the first sample that has its member, or, where it is the
- * name of a video file, that.
+/* ma-sheet: a contact sheet of a stream: a row a member, frames evenly spaced. Videos are shown as they are, flow as
+ * the colour wheel, all flows of a sheet on one scale. A row shows the first sample that has its member, or, where it
+ * is the name of a video file, that.
  */
-#include "../common/clip.h"
+#include "../common/file.h"
 #include "../common/stage.h"
+#include "../common/video.h"
 
 #include <errno.h>
 #include <math.h>
@@ -17,12 +18,14 @@ static const char *rows = "mp4,flow.npy";
 static int64_t columns = 8, cell[2] = {96, 144};
 
 static const ma_opt options[] = {
-    {"rows", 0, MA_OPT_TEXT, &rows, "MEMBER,…", "a row each: members of the stream, video or (T,H,W,2) flow, or video files (default mp4,flow.npy)", 0, 0},
+    {"rows", 0, MA_OPT_TEXT, &rows, "MEMBER,…",
+     "a row each: members of the stream, video or (T,H,W,2) flow, or video files (default mp4,flow.npy)", 0, 0},
     {"columns", 0, MA_OPT_INT, &columns, "N", "frames a row (default 8)", 1, 64},
     {"cell", 0, MA_OPT_SIZE, cell, "HxW", "a frame's size on the sheet (default 96x144)", 1, 4096},
     {0},
 };
-static ma_cli cli = {.name = "ma-sheet", .does = "draws a contact sheet of a stream, as PNG", .args = "[INPUT]…", .opts = options};
+static ma_cli cli = {
+    .name = "ma-sheet", .does = "draws a contact sheet of a stream, as PNG", .args = "[INPUT]…", .opts = options};
 
 typedef struct row {
     char ext[64];
@@ -93,7 +96,8 @@ static int gather(row *r, int n, ma_tally *tally, ma_err *e) {
             if (got > 0 && !filled(&r[k])) take(&r[k], s, &why);
             missing += !filled(&r[k]);
         }
-        if (why.reason != MA_OK && ma_tally_bad(tally, s ? s->key : NULL, &why)) rc = ma_fail(e, why.reason, "%s", why.text);
+        if (why.reason != MA_OK && ma_tally_bad(tally, s ? s->key : NULL, &why))
+            rc = ma_fail(e, why.reason, "%s", why.text);
         ma_sample_free(s);
     }
     ma_inputs_close(in);
@@ -108,8 +112,7 @@ static float longest(const row *r, int n) {
     float most = 0;
     for (int k = 0; k < n; k++) {
         float *uv = r[k].flow.data ? ma_array_f32(&r[k].flow, NULL) : NULL;
-        size_t pixels = uv ? ma_array_count(&r[k].flow) / 2 : 0;
-        for (size_t j = 0; j < pixels; j++) most = fmaxf(most, hypotf(uv[2 * j], uv[2 * j + 1]));
+        if (uv) most = fmaxf(most, ma_flow_longest(uv, (int64_t)ma_array_count(&r[k].flow) / 2));
         ma_release(uv);
     }
     return most;
@@ -170,11 +173,12 @@ static int run(ma_tally *tally, ma_err *e) {
     ma_buf png = {0};
     int n = parse_rows(r, e), rc = n > 0 ? 0 : -1;
     if (!rc && cli.common.dry_run) {
-        printf("a sheet of %lldx%lld pixels: %d rows of %lld frames\n", (long long)sheet_height(n), (long long)sheet_width(), n,
-               (long long)columns);
-        return fflush(stdout) ? ma_fail(e, MA_IO, "standard output: %s", strerror(errno)) : 0;
+        printf("a sheet of %lldx%lld pixels: %d rows of %lld frames\n", (long long)sheet_height(n),
+               (long long)sheet_width(), n, (long long)columns);
+        return ma_flush_stdout(e);
     }
-    if (!rc && !cli.common.out && isatty(STDOUT_FILENO)) rc = ma_fail(e, MA_USAGE, "a picture is not for a terminal: -o FILE");
+    if (!rc && !cli.common.out && isatty(STDOUT_FILENO))
+        rc = ma_fail(e, MA_USAGE, "a picture is not for a terminal: -o FILE");
     if (!rc) rc = read_files(r, n, e);
     if (!rc) rc = gather(r, n, tally, e);
     if (!rc) rc = draw(r, n, &png, e);
@@ -196,9 +200,8 @@ int main(int argc, char **argv) {
     ma_err e = {0};
     ma_tally tally = {.cli = &cli};
     run(&tally, &e);
-    bool quiet = e.reason == MA_IO && !cli.common.out && ma_closed_early(STDOUT_FILENO);
-    if (e.reason != MA_OK && !quiet) ma_say(&cli, 0, "%s", e.text);
+    const int status = ma_exit_status(&cli, &e, STDOUT_FILENO);
     rc = ma_tally_end(&tally);
     ma_cli_free(&cli);
-    return e.reason == MA_USAGE ? 2 : e.reason != MA_OK ? 1 : rc;
+    return status ? status : rc;
 }

@@ -3,7 +3,8 @@
  *   apply   adds KEY.motion.npy (and with --flow the decoded KEY.motion-flow.npy)
  *   eval    end-point error of the decoded flow, beside predicting no motion and the mean motion
  */
-#include "../common/clip.h"
+#include "../common/context.h"
+#include "../common/file.h"
 #include "../common/models/motion.h"
 #include "../common/train.h"
 
@@ -26,7 +27,8 @@ static const ma_opt options[] = {
     {"model", 'm', MA_OPT_TEXT, &model, "FILE", "apply, eval: motion.safetensors", 0, 0},
     {"features", 0, MA_OPT_TEXT, &features, "MEMBER", "the encoder's member, KEY.MEMBER.npy (default videomae)", 0, 0},
     {"flow", 0, MA_OPT_FLAG, &want_flow, NULL, "apply: also write the decoded flow, KEY.motion-flow.npy", 0, 0},
-    {"hidden", 0, MA_OPT_INT, &hidden, "N", "train: width between the two layers of the projection (default 256)", 1, 65536},
+    {"hidden", 0, MA_OPT_INT, &hidden, "N", "train: width between the two layers of the projection (default 256)", 1,
+     65536},
     {"width", 0, MA_OPT_INT, &width, "N", "train: dimensions of the motion subspace (default 64)", 1, 65536},
     MA_TRAIN_OPTIONS(train),
     {0},
@@ -45,21 +47,17 @@ typedef struct work {
     ma_params *params;
     motion *net;
     motion_size size;
-    char member[64];   /* "videomae.npy" */
+    char member[64]; /* "videomae.npy" */
 } work;
 
 static int close_work(work *w, const ma_err *e) {
-    if (e->reason != MA_OK) ma_say(&cli, 0, "%s", e->text);
+    const int status = ma_exit_status(&cli, e, -1);
     motion_free(w->net);
     ma_params_free(w->params);
     ma_weights_close(w->weights);
     ma_ctx_free(w->ctx);
     ma_device_close(w->dev);
-    return e->reason == MA_USAGE ? 2 : e->reason != MA_OK;
-}
-
-static int context_error(const work *w, ma_err *e) {
-    return ma_failed(w->ctx) ? ma_fail(e, ma_ctx_err(w->ctx)->reason, "%s", ma_ctx_err(w->ctx)->text) : 0;
+    return status;
 }
 
 /* The network, drawn at random or from the file. */
@@ -78,29 +76,11 @@ static int make_net(work *w, bool drawn, ma_err *e) {
     w->net = w->params ? motion_make(w->params, &w->size) : NULL;
     if (w->net) ma_params_end(w->params, NULL);
     if (w->net) w->size = motion_sizes(w->net);
-    return context_error(w, e);
-}
-
-/* n items' array k, one after another, as fp32 (ma_release). */
-static float *stack_items(const ma_item *items, int n, int k) {
-    size_t count = ma_array_count(&items[0].a[k]);
-    float *all = ma_alloc((size_t)n * count, sizeof *all);
-    for (int b = 0; all && b < n; b++) ma_to_f32(all + (size_t)b * count, items[b].a[k].data, items[b].a[k].type, count);
-    return all;
-}
-
-static ma_tensor *put_items(ma_ctx *c, const ma_item *items, int n, int k, bool f32) {
-    const ma_array *a = &items[0].a[k];
-    int64_t shape[MA_DIMS] = {n};
-    memcpy(shape + 1, a->n, (size_t)a->nd * sizeof *shape);
-    float *all = stack_items(items, n, k);
-    ma_tensor *t = !all ? NULL : f32 ? ma_input_f32(c, all, a->nd + 1, shape) : ma_input(c, all, a->nd + 1, shape);
-    ma_release(all);
-    return t;
+    return ma_ctx_failed(w->ctx, e);
 }
 
 static ma_tensor *project_items(const work *w, const ma_item *items, int n) {
-    return motion_project(w->ctx, w->net, put_items(w->ctx, items, n, 0, false));
+    return motion_project(w->ctx, w->net, ma_items_tensor(w->ctx, items, n, 0, false));
 }
 
 /* Features and flow of the input; members 1: features alone. */
@@ -120,7 +100,8 @@ static ma_dataset *open_data(const work *w, int members, int64_t window, int64_t
 static ma_tensor *flow_loss(void *self, const ma_item *items, int n, int64_t step, ma_parts *parts) {
     const work *w = self;
     (void)step, (void)parts;
-    return ma_l1(w->ctx, motion_decode(w->ctx, w->net, project_items(w, items, n)), put_items(w->ctx, items, n, 1, true));
+    return ma_l1(w->ctx, motion_decode(w->ctx, w->net, project_items(w, items, n)),
+                 ma_items_tensor(w->ctx, items, n, 1, true));
 }
 
 static int save_model(work *w, const char *path, ma_err *e) {
@@ -137,15 +118,16 @@ static int fit_sizes(work *w, ma_dataset *data, ma_err *e) {
     char x[160], y[160];
     if (!o) return -1;
     if (s->nd != 4 || o->nd != 4 || o->n[0] != s->n[0] - 1 || o->n[3] != 2)
-        return ma_fail(e, MA_SHAPE, "flow of %s does not go with features of %s: %lld time steps have %lld gaps (--stride 2?)",
-                       ma_shape_text(x, o->nd, o->n), ma_shape_text(y, s->nd, s->n), (long long)s->n[0],
-                       (long long)(s->n[0] - 1));
+        return ma_fail(
+            e, MA_SHAPE, "flow of %s does not go with features of %s: %lld time steps have %lld gaps (--stride 2?)",
+            ma_shape_text(x, o->nd, o->n), ma_shape_text(y, s->nd, s->n), (long long)s->n[0], (long long)(s->n[0] - 1));
     w->size = (motion_size){s->n[3], hidden, width, {o->n[0], o->n[1], o->n[2]}};
     return 0;
 }
 
 static int run_train(work *w, ma_err *e) {
-    if (!cli.common.out) return ma_fail(e, MA_USAGE, "train needs -o FILE");
+    const char *dot = cli.common.out ? strrchr(cli.common.out, '.') : NULL;
+    if (!dot || strcmp(dot, ".safetensors")) return ma_fail(e, MA_USAGE, "train needs -o FILE.safetensors");
     char *state = ma_format("%s.state", cli.common.out), *log = ma_format("%s.jsonl", cli.common.out);
     ma_tally tally = {.cli = &cli};
     ma_dataset *data = state && log ? open_data(w, 2, train.window, train.epochs, &tally, e) : NULL;
@@ -153,8 +135,16 @@ static int run_train(work *w, ma_err *e) {
     if (!train.log) train.log = log;
     if (!rc) rc = make_net(w, true, e);
     if (!rc) {
-        ma_train run = {.cli = &cli, .o = &train, .ctx = w->ctx, .data = data, .tally = &tally, .params = {w->params},
-                        .nparams = 1, .state = state, .self = w, .loss = flow_loss};
+        ma_train run = {.cli = &cli,
+                        .o = &train,
+                        .ctx = w->ctx,
+                        .data = data,
+                        .tally = &tally,
+                        .params = {w->params},
+                        .nparams = 1,
+                        .state = state,
+                        .self = w,
+                        .loss = flow_loss};
         int64_t steps;
         rc = ma_train_run(&run, &steps, e);
         if (!rc) rc = save_model(w, cli.common.out, e);
@@ -172,23 +162,27 @@ static int run_train(work *w, ma_err *e) {
 static int load_features(const work *w, const ma_sample *s, ma_array *a, ma_err *why) {
     char shape[160];
     if (ma_sample_array(s, w->member, a, why)) return -1;
-    const bool fits = a->nd == 4 && a->n[3] == w->size.in && a->n[0] > want_flow && (a->type == MA_F16 || a->type == MA_F32);
+    const bool fits =
+        a->nd == 4 && a->n[3] == w->size.in && a->n[0] > want_flow && (a->type == MA_F16 || a->type == MA_F32);
     if (fits) return 0;
     ma_fail(why, MA_SHAPE, "%s: %s is %s; floats (T,H,W,%lld) are needed%s", s->key, w->member,
-            ma_shape_text(shape, a->nd, a->n), (long long)w->size.in, want_flow ? ", and for a flow two time steps" : "");
+            ma_shape_text(shape, a->nd, a->n), (long long)w->size.in,
+            want_flow ? ", and for a flow two time steps" : "");
     ma_array_free(a);
     return -1;
 }
 
 /* Member ext of every good sample from tensor t, (B, …). */
-static int store(work *w, ma_tensor *t, ma_sample **s, const int *good, int n, const char *ext, ma_err *why, ma_err *e) {
+static int store(work *w, ma_tensor *t, ma_sample **s, const int *good, int n, const char *ext, ma_err *why,
+                 ma_err *e) {
     size_t count = t ? (size_t)(ma_count(t) / t->n[0]) : 0;
     float *host = count ? ma_alloc((size_t)n * count, sizeof *host) : NULL;
     if (!host || ma_get(w->ctx, t, host)) {
         ma_release(host);
-        return context_error(w, e) ? -1 : ma_fail(e, MA_MEMORY, "out of memory");
+        return ma_ctx_failed(w->ctx, e) ? -1 : ma_fail(e, MA_MEMORY, "out of memory");
     }
-    for (int k = 0; k < n; k++) ma_sample_put_f16(s[good[k]], ext, host + (size_t)k * count, t->nd - 1, t->n + 1, &why[good[k]]);
+    for (int k = 0; k < n; k++)
+        ma_sample_put_f16(s[good[k]], ext, host + (size_t)k * count, t->nd - 1, t->n + 1, &why[good[k]]);
     ma_release(host);
     return 0;
 }
@@ -256,8 +250,8 @@ static int run_apply(work *w, ma_err *e) {
 
 /* Sums over all pixels of all samples. */
 typedef struct flow_error {
-    double predicted, none, mean;  /* Σ end-point error */
-    double u, v;                   /* Σ of the true flow; after the first pass its mean */
+    double predicted, none, mean; /* Σ end-point error */
+    double u, v;                  /* Σ of the true flow; after the first pass its mean */
     double pixels;
 } flow_error;
 
@@ -274,24 +268,26 @@ static void add_errors(const float *got, const float *want, size_t pixels, const
 static int eval_item(work *w, const ma_item *item, const flow_error *at, flow_error *sum, ma_err *e) {
     size_t count = ma_array_count(&item->a[1]);
     ma_tensor *flow = motion_decode(w->ctx, w->net, project_items(w, item, 1));
-    float *got = ma_alloc(count, sizeof *got), *want = stack_items(item, 1, 1);
+    float *got = ma_alloc(count, sizeof *got), *want = ma_array_f32(&item->a[1], e);
     int rc = got && want && !ma_get(w->ctx, flow, got) ? 0 : -1;
     if (!rc) add_errors(got, want, count / 2, at, sum);
     ma_release(got);
     ma_release(want);
     ma_reset(w->ctx);
-    return rc ? (context_error(w, e) ? -1 : ma_fail(e, MA_MEMORY, "out of memory")) : 0;
+    return rc ? (ma_ctx_failed(w->ctx, e) ? -1 : ma_fail(e, MA_MEMORY, "out of memory")) : 0;
 }
 
-static void add_flow(const ma_item *item, flow_error *sum) {
-    float *want = stack_items(item, 1, 1);
+static int add_flow(const ma_item *item, flow_error *sum, ma_err *e) {
+    float *want = ma_array_f32(&item->a[1], e);
     size_t pixels = ma_array_count(&item->a[1]) / 2;
-    for (size_t k = 0; want && k < pixels; k++) {
+    if (!want) return -1;
+    for (size_t k = 0; k < pixels; k++) {
         sum->u += want[2 * k];
         sum->v += want[2 * k + 1];
     }
-    sum->pixels += want ? (double)pixels : 0;
+    sum->pixels += (double)pixels;
     ma_release(want);
+    return 0;
 }
 
 /* The flow must be on the grid that the network predicts. */
@@ -299,7 +295,8 @@ static int check_grid(const work *w, const ma_array *flow, ma_err *e) {
     char x[160], y[160];
     const int64_t want[4] = {w->size.flow[0], w->size.flow[1], w->size.flow[2], 2};
     if (flow->nd == 4 && !memcmp(flow->n, want, sizeof want)) return 0;
-    return ma_fail(e, MA_SHAPE, "flow.npy is %s; %s predicts %s", ma_shape_text(x, flow->nd, flow->n), model, ma_shape_text(y, 4, want));
+    return ma_fail(e, MA_SHAPE, "flow.npy is %s; %s predicts %s", ma_shape_text(x, flow->nd, flow->n), model,
+                   ma_shape_text(y, 4, want));
 }
 
 /* One pass over the input. at NULL: the flow is summed, otherwise the errors. */
@@ -310,10 +307,7 @@ static int pass(work *w, ma_tally *tally, const flow_error *at, flow_error *sum,
     int rc = flow && !check_grid(w, flow, e) ? 1 : -1;
     *samples = 0;
     while (rc > 0 && !ma_stopped && (rc = ma_dataset_next(data, &item, e)) > 0) {
-        if (!at)
-            add_flow(&item, sum);
-        else if (eval_item(w, &item, at, sum, e))
-            rc = -1;
+        if (at ? eval_item(w, &item, at, sum, e) : add_flow(&item, sum, e)) rc = -1;
         ma_item_free(&item);
         ++*samples;
     }
@@ -332,7 +326,7 @@ static int run_eval(work *w, ma_err *e) {
     if (pass(w, NULL, &first, &sum, &samples, e)) return -1;
     printf("samples %lld\nepe %.4f\nepe_no_motion %.4f\nepe_mean_motion %.4f\n", (long long)samples,
            sum.predicted / sum.pixels, sum.none / sum.pixels, sum.mean / sum.pixels);
-    if (fflush(stdout)) return ma_fail(e, MA_IO, "standard output: %s", strerror(errno));
+    if (ma_flush_stdout(e)) return -1;
     return ma_tally_end(&tally);
 }
 
@@ -351,11 +345,14 @@ static int run_plan(work *w, ma_err *e) {
     ma_parts none = {0};
     ma_tensor *out = !n ? NULL : training ? flow_loss(w, items, n, 1, &none) : project_items(w, items, n);
     if (!training && flow) out = motion_decode(w->ctx, w->net, out);
-    rc = out && (!training || !ma_backward(w->ctx, out, 1)) ? 0 : context_error(w, e);
+    rc = out && (!training || !ma_backward(w->ctx, out, 1)) ? 0 : ma_ctx_failed(w->ctx, e);
     char shape[160], memory[160];
-    if (out && !rc)
-        printf("parameters %lld\nfeatures %dx%s -> motion of %lld dimensions\n%s\n", (long long)ma_params_count(w->params), n,
-               ma_shape_text(shape, items[0].a[0].nd, items[0].a[0].n), (long long)w->size.out, ma_memory_text(memory, w->ctx));
+    if (out && !rc) {
+        printf("parameters %lld\nfeatures %dx%s -> motion of %lld dimensions\n%s\n",
+               (long long)ma_params_count(w->params), n, ma_shape_text(shape, items[0].a[0].nd, items[0].a[0].n),
+               (long long)w->size.out, ma_memory_text(memory, w->ctx));
+        rc = ma_flush_stdout(e);
+    }
     for (int k = 0; k < n; k++) ma_item_free(&items[k]);
     free(items);
     ma_dataset_close(data);

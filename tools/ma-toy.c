@@ -4,8 +4,8 @@
  * Limits: a batch of clips, two a thread, is held in memory.
  * Traps: a clip depends on the seed and its key alone, so threads take whole clips and the writer gets them in order.
  */
-#include "../common/clip.h"
 #include "../common/stage.h"
+#include "../common/video.h"
 #include "../common/world.h"
 
 #include <errno.h>
@@ -174,18 +174,9 @@ static int do_batch(ma_writer *out, int64_t from, int64_t n, ma_progress *p, ma_
 }
 
 static int write_clips(ma_err *e) {
-    const ma_common *c = &cli.common;
-    const ma_writer_opts o = {.path = c->out,
-                              .fd = STDOUT_FILENO,
-                              .level = (int)c->level,
-                              .threads = (int)c->threads,
-                              .drop = c->drop.at,
-                              .ndrop = c->drop.n};
     ma_progress p;
-    if (!c->out && isatty(STDOUT_FILENO))
-        return ma_fail(e, MA_USAGE, "a shard is not for a terminal: redirect it, or give -o FILE");
     ma_catch_signals();
-    ma_writer *out = ma_writer_open(&o, e);
+    ma_writer *out = ma_output_open(&cli, STDOUT_FILENO, e);
     if (!out) return -1;
     int rc = 0;
     int64_t batch = 2 * omp_get_max_threads();
@@ -205,7 +196,7 @@ static int plan(ma_err *e) {
            (long long)size.height, (long long)size.width, size.fps);
     printf("  flow.npy: %lldx%lldx%lldx2 f16\n", (long long)pairs(), (long long)size.height, (long long)size.width);
     printf("memory: at most %.1f MB, in %d threads\n", each * 2 * omp_get_max_threads() / 1e6, omp_get_max_threads());
-    return fflush(stdout) ? ma_fail(e, MA_IO, "standard output: %s", strerror(errno)) : 0;
+    return ma_flush_stdout(e);
 }
 
 int main(int argc, char **argv) {
@@ -214,8 +205,8 @@ int main(int argc, char **argv) {
     ma_err e = {0};
     rc = check_options(&e);
     if (!rc) rc = cli.common.dry_run ? plan(&e) : write_clips(&e);
-    bool quiet = ma_stopped || (e.reason == MA_IO && !cli.common.out && ma_closed_early(STDOUT_FILENO));
-    if (e.reason && !quiet) ma_say(&cli, 0, "%s", e.text);
+    if (ma_stopped) ma_err_clear(&e); /* who stopped it knows why */
+    const int status = ma_exit_status(&cli, &e, STDOUT_FILENO);
     ma_cli_free(&cli);
-    return rc ? (e.reason == MA_USAGE ? 2 : 1) : 0;
+    return status ? status : rc ? 1 : 0;
 }

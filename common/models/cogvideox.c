@@ -8,6 +8,7 @@
  */
 #include "cogvideox.h"
 
+#include "../file.h"
 #include "../shard.h"
 
 #include <math.h>

@@ -1,6 +1,7 @@
 /* pipeline: see pipeline.h. */
 #include "pipeline.h"
 
+#include "../file.h"
 #include "../shard.h"
 
 #include <stdio.h>

@@ -142,6 +142,13 @@ static int cpu_adam(ma_device *d, const ma_slot *slots, int n, const ma_adam *o)
     return 0;
 }
 
+static double cpu_timer(ma_device *d, bool stop) {
+    static double start;
+    (void)d;
+    if (!stop) start = ma_now();
+    return (ma_now() - start) * 1e3;
+}
+
 /* ---- the table ---- */
 
 #define FWD(UPPER, lower) [MA_OP_##UPPER] = ma_cpu_##lower##_fwd,
@@ -158,8 +165,9 @@ static ma_device cpu = {
     .work = cpu_work,
     .squares = cpu_squares,
     .adam = cpu_adam,
+    .timer = cpu_timer,
     .fwd = {MA_OPS(FWD)},
-    .bwd = {MA_CPU_BACKWARD(BWD)},
+    .bwd = {MA_OPS_BACKWARD(BWD)},
     .types = {[MA_F32] = true},
 };
 

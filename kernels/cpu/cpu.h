@@ -13,37 +13,10 @@
 /* The device. One for all; plan: one that only counts. Nothing to free. */
 ma_device *ma_cpu_device(bool plan);
 
-/* Every op has a forward; these have a backward: all but RAFT's look-up and upsampling, which are only ever run. */
-#define MA_CPU_BACKWARD(X)                                                                                             \
-    X(LINEAR, linear)                                                                                                  \
-    X(MATMUL, matmul)                                                                                                  \
-    X(CONV, conv)                                                                                                      \
-    X(CONV_TRANSPOSE, conv_transpose)                                                                                  \
-    X(ATTENTION, attention)                                                                                            \
-    X(LAYER_NORM, layer_norm)                                                                                          \
-    X(MODULATE, modulate)                                                                                              \
-    X(GATE, gate)                                                                                                      \
-    X(GROUP_NORM, group_norm)                                                                                          \
-    X(ROPE, rope)                                                                                                      \
-    X(ACT, act)                                                                                                        \
-    X(ADD, add)                                                                                                        \
-    X(MUL, mul)                                                                                                        \
-    X(LERP, lerp)                                                                                                      \
-    X(AFFINE, affine)                                                                                                  \
-    X(CONCAT, concat)                                                                                                  \
-    X(SLICE, slice)                                                                                                    \
-    X(UNPATCH, unpatch)                                                                                                \
-    X(RESIZE, resize)                                                                                                  \
-    X(POOL, pool)                                                                                                      \
-    X(L1, l1)                                                                                                          \
-    X(MSE, mse)                                                                                                        \
-    X(RELATION, relation)                                                                                              \
-    X(COSINE, cosine)
-
 #define MA_CPU_FWD(UPPER, lower) int ma_cpu_##lower##_fwd(const ma_call *);
 #define MA_CPU_BWD(UPPER, lower) int ma_cpu_##lower##_bwd(const ma_call *);
 MA_OPS(MA_CPU_FWD)
-MA_CPU_BACKWARD(MA_CPU_BWD)
+MA_OPS_BACKWARD(MA_CPU_BWD)
 #undef MA_CPU_FWD
 #undef MA_CPU_BWD
 

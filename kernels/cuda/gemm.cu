@@ -108,9 +108,12 @@ bool describe_product(plan &p, const key &k) {
 bool describe_matrix(cublasLtMatrixLayout_t *l, int32_t type, int64_t rows, int64_t columns, int64_t batch) {
     int32_t count = (int32_t)batch;
     int64_t stride = rows * columns;
-    return cublasLtMatrixLayoutCreate(l, data_type(type), (uint64_t)columns, (uint64_t)rows, columns) == CUBLAS_STATUS_SUCCESS &&
-           cublasLtMatrixLayoutSetAttribute(*l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count) == CUBLAS_STATUS_SUCCESS &&
-           cublasLtMatrixLayoutSetAttribute(*l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride) == CUBLAS_STATUS_SUCCESS;
+    return cublasLtMatrixLayoutCreate(l, data_type(type), (uint64_t)columns, (uint64_t)rows, columns) ==
+               CUBLAS_STATUS_SUCCESS &&
+           cublasLtMatrixLayoutSetAttribute(*l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof count) ==
+               CUBLAS_STATUS_SUCCESS &&
+           cublasLtMatrixLayoutSetAttribute(*l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride) ==
+               CUBLAS_STATUS_SUCCESS;
 }
 
 /* The first answer of the heuristics that keeps to the workspace. */
@@ -118,13 +121,16 @@ bool choose(ma_cuda *c, plan &p, const key &k, cublasLtMatmulPreference_t wish) 
     enum { ASKED = 8 };
     cublasLtMatmulHeuristicResult_t found[ASKED];
     int n = 0;
-    bool good = prefer(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (uint64_t)MA_GEMM_WORK) &&
-                prefer(wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (uint32_t)CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE) &&
-                prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)k.align[1]) &&
-                prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)k.align[0]) &&
-                prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)k.align[2]) &&
-                prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)k.align[2]);
-    if (!good || check(c, cublasLtMatmulAlgoGetHeuristic((cublasLtHandle_t)c->blas, p.product, p.b, p.a, p.c, p.c, wish, ASKED, found, &n),
+    bool good =
+        prefer(wish, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (uint64_t)MA_GEMM_WORK) &&
+        prefer(wish, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (uint32_t)CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE) &&
+        prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, (uint32_t)k.align[1]) &&
+        prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, (uint32_t)k.align[0]) &&
+        prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, (uint32_t)k.align[2]) &&
+        prefer(wish, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, (uint32_t)k.align[2]);
+    if (!good || check(c,
+                       cublasLtMatmulAlgoGetHeuristic((cublasLtHandle_t)c->blas, p.product, p.b, p.a, p.c, p.c, wish,
+                                                      ASKED, found, &n),
                        "choosing an algorithm"))
         return false;
     for (int i = 0; i < n; i++)
@@ -164,20 +170,22 @@ int ma_cuda_gemm(ma_cuda *c, const ma_gemm *g, void *work) {
     if (!blas) return -1;
     const plan &p = plan_of(c, g);
     if (!p.usable || !point(p, g)) {
-        snprintf(c->failure, sizeof c->failure, "cuBLASLt: nothing for a product of %lldx%lldx%lld in %s", (long long)g->m,
-                 (long long)g->n, (long long)g->k, ma_type_name(g->in));
+        snprintf(c->failure, sizeof c->failure, "cuBLASLt: nothing for a product of %lldx%lldx%lld in %s",
+                 (long long)g->m, (long long)g->n, (long long)g->k, ma_type_name(g->in));
         return -1;
     }
     float beta = g->add ? 1 : 0;
-    return check(c, cublasLtMatmul(blas, p.product, &g->alpha, g->b, p.b, g->a, p.a, &beta, g->c, p.c, g->c, p.c, &p.algo, work,
-                                   MA_GEMM_WORK, c->stream),
+    return check(c,
+                 cublasLtMatmul(blas, p.product, &g->alpha, g->b, p.b, g->a, p.a, &beta, g->c, p.c, g->c, p.c, &p.algo,
+                                work, MA_GEMM_WORK, c->stream),
                  "a product");
 }
 
 void ma_cuda_gemm_close(ma_cuda *c) {
     cache *plans = (cache *)c->blas_plans;
-    for (auto at = plans ? plans->begin() : cache::iterator(); plans && at != plans->end(); ++at) {
-        plan &p = at->second;
+    if (!plans) return;
+    for (auto &at : *plans) {
+        plan &p = at.second;
         if (p.product) cublasLtMatmulDescDestroy(p.product);
         for (cublasLtMatrixLayout_t l : {p.a, p.b, p.c})
             if (l) cublasLtMatrixLayoutDestroy(l);

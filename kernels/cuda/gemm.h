@@ -1,6 +1,7 @@
 /* gemm: matrix products on cuBLASLt, row-major as everywhere (kernels/cpu/gemm.h). How a product is computed is chosen
- * once for all that it depends on (sizes, types, what is fused, alignments), by cuBLASLt's heuristics and without timing,
- * so that a run repeated makes the same choices; the choice is kept with the device. linear.cu and matmul.cu use this. */
+ * once for all that it depends on (sizes, types, what is fused, alignments), by cuBLASLt's heuristics and without
+ * timing, so that a run repeated makes the same choices; the choice is kept with the device. linear.cu and matmul.cu
+ * use this. */
 #ifndef MA_CUDA_GEMM_H
 #define MA_CUDA_GEMM_H
 
@@ -17,11 +18,11 @@ typedef struct ma_gemm {
     void *c;
     const void *bias; /* (n), or NULL */
     ma_act act;       /* MA_NONE, MA_RELU or MA_GELU_TANH */
-    void *pre;        /* what act is taken of is kept here, laid out as c; or NULL. For MA_GELU_TANH, n a multiple of 8 */
+    void *pre; /* what act is taken of is kept here, laid out as c; or NULL. For MA_GELU_TANH, n a multiple of 8 */
 } ma_gemm;
 
 /* Scratch bytes of any product, on 256 bytes. */
-enum { MA_GEMM_WORK = 32 << 20 };
+constexpr size_t MA_GEMM_WORK = (size_t)32 << 20;
 
 /* 0, or -1: cuBLASLt has nothing for it, or failed (->failure says which). Products of f32 are rounded to tf32 where
  * ->tf32; sums are always in fp32. */

@@ -1,21 +1,21 @@
-/* graph: see graph.h. Descriptors are created, filled, finalised and destroyed in one place; an attribute that fails
- * marks the graph as bad, and a bad graph has no plan. */
+/* graph: descriptors are made, filled, finalised and destroyed here alone. An attribute that cuDNN refuses marks the
+ * graph as bad, and a bad graph has no plan: that is how what cuDNN does not support is found out. */
 #include "graph.h"
 
 #include <cstdio>
-#include <cstring>
 #include <map>
 
 namespace {
 
 enum { ENGINES = 64 }; /* configurations asked for, at most */
+enum { INNER = 1000 }; /* tensors that live inside are numbered from here on */
 
 using cache = std::map<std::vector<int64_t>, ma_plan>;
 
-void complain(ma_cuda *c, const char *where, cudnnStatus_t status) {
+void complain(ma_cuda *c, cudnnStatus_t status) {
     char why[160] = "";
     cudnnGetLastErrorString(why, sizeof why);
-    snprintf(c->failure, sizeof c->failure, "cuDNN: %s: %s: %.120s", where, cudnnGetErrorString(status), why);
+    snprintf(c->failure, sizeof c->failure, "cuDNN: %s: %.120s", cudnnGetErrorString(status), why);
 }
 
 } // namespace
@@ -24,9 +24,13 @@ cudnnDataType_t ma_dnn_type(ma_type type) {
     return type == MA_BF16 ? CUDNN_DATA_BFLOAT16 : type == MA_F16 ? CUDNN_DATA_HALF : CUDNN_DATA_FLOAT;
 }
 
-ma_graph::ma_graph(ma_cuda *c)
-    : device(c), dnn((cudnnHandle_t)ma_cuda_dnn(c)), bad(!dnn), inner(1000) {
+bool ma_graph_aligned(std::initializer_list<const void *> all) {
+    for (const void *p : all)
+        if ((uintptr_t)p % MA_GRAPH_ALIGN) return false;
+    return true;
 }
+
+ma_graph::ma_graph(ma_cuda *c) : dnn((cudnnHandle_t)ma_cuda_dnn(c)), bad(!dnn), inner(INNER) {}
 
 ma_graph::~ma_graph() {
     for (size_t i = nodes.size(); i--;) cudnnBackendDestroyDescriptor(nodes[i]);
@@ -60,9 +64,10 @@ void ma_graph::operation(ma_node node) {
     operations.push_back(node);
 }
 
-ma_node ma_graph::tensor(int64_t id, cudnnDataType_t type, std::vector<int64_t> n, std::vector<int64_t> stride) {
+ma_node ma_graph::tensor(int64_t id, cudnnDataType_t type, const std::vector<int64_t> &n,
+                         const std::vector<int64_t> &stride, int64_t align) {
     ma_node t = make(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
-    int64_t number = id ? id : ++inner, align = MA_GRAPH_ALIGN;
+    int64_t number = id ? id : ++inner;
     bool inside = !id;
     set(t, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &number);
     set(t, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type);
@@ -74,17 +79,17 @@ ma_node ma_graph::tensor(int64_t id, cudnnDataType_t type, std::vector<int64_t> 
     return t;
 }
 
-ma_node ma_graph::scalar(int64_t id, int nd) {
+ma_node ma_graph::scalar(int64_t id, size_t nd) {
     ma_node t = make(CUDNN_BACKEND_TENSOR_DESCRIPTOR);
-    std::vector<int64_t> ones((size_t)nd, 1);
+    std::vector<int64_t> ones(nd, 1);
     cudnnDataType_t type = CUDNN_DATA_FLOAT;
-    int64_t align = MA_GRAPH_ALIGN;
+    int64_t align = sizeof(float);
     bool yes = true;
     set(t, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &id);
     set(t, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type);
     set(t, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, &align);
-    set(t, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, nd, ones.data());
-    set(t, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, nd, ones.data());
+    set(t, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, (int64_t)nd, ones.data());
+    set(t, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, (int64_t)nd, ones.data());
     set(t, CUDNN_ATTR_TENSOR_IS_BY_VALUE, CUDNN_TYPE_BOOLEAN, 1, &yes);
     seal(t);
     return t;
@@ -179,7 +184,19 @@ void ma_graph::reshape(ma_node x, ma_node y) {
     operation(op);
 }
 
-/* Whether the engine of a configuration keeps the rules. */
+/* Whether an engine with this property keeps the rules. */
+static bool harmless(cudnnBackendNumericalNote_t note, bool exact) {
+    switch (note) {
+    case CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC:
+    case CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION: return false;
+    case CUDNN_NUMERICAL_NOTE_TENSOR_CORE:
+    case CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS:
+    case CUDNN_NUMERICAL_NOTE_FFT:
+    case CUDNN_NUMERICAL_NOTE_WINOGRAD: return !exact;
+    default: return true;
+    }
+}
+
 bool ma_graph::allowed(ma_node config, bool exact) {
     cudnnBackendNumericalNote_t notes[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
     int64_t n = 0;
@@ -190,50 +207,53 @@ bool ma_graph::allowed(ma_node config, bool exact) {
         cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
                                  CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &n, notes) != CUDNN_STATUS_SUCCESS)
         return false;
-    for (int64_t i = 0; i < n; i++) {
-        if (notes[i] == CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC) return false;
-        if (exact && (notes[i] == CUDNN_NUMERICAL_NOTE_TENSOR_CORE ||
-                      notes[i] == CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS))
-            return false;
-    }
+    for (int64_t i = 0; i < n; i++)
+        if (!harmless(notes[i], exact)) return false;
     return true;
 }
 
-ma_plan ma_graph::finish(bool exact, size_t most_work) {
-    static const cudnnBackendHeurMode_t modes[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK};
+std::vector<ma_node> ma_graph::configurations(ma_node graph, cudnnBackendHeurMode_t mode) {
+    std::vector<ma_node> all;
+    int64_t n = 0;
+    ma_node heuristics = make(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
+    link(heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, graph);
+    set(heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
+    if (bad || cudnnBackendFinalize(heuristics) != CUDNN_STATUS_SUCCESS) return all;
+    for (int i = 0; i < ENGINES; i++) all.push_back(make(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR));
+    if (bad || cudnnBackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
+                                        ENGINES, &n, all.data()) != CUDNN_STATUS_SUCCESS)
+        n = 0;
+    if (n < ENGINES) all.resize((size_t)n); /* nodes still owns the rest */
+    return all;
+}
+
+ma_plan ma_graph::plan_of(ma_node config) {
+    ma_node plan = NULL;
+    int64_t work = 0, n = 0;
+    cudnnStatus_t s = cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &plan);
+    if (!s) s = cudnnBackendSetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &dnn);
+    if (!s)
+        s = cudnnBackendSetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+                                     &config);
+    if (!s) s = cudnnBackendFinalize(plan);
+    if (!s)
+        s = cudnnBackendGetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &n, &work);
+    if (!s && (size_t)work <= MA_GRAPH_WORK) return {plan, (size_t)work};
+    if (plan) cudnnBackendDestroyDescriptor(plan);
+    return {NULL, 0};
+}
+
+ma_plan ma_graph::finish(bool exact) {
     ma_node graph = make(CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
     set(graph, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, &dnn);
     set(graph, CUDNN_ATTR_OPERATIONGRAPH_OPS, CUDNN_TYPE_BACKEND_DESCRIPTOR, (int64_t)operations.size(),
         operations.data());
     seal(graph);
-    for (cudnnBackendHeurMode_t mode : modes) {
-        ma_node heuristics = make(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR), config[ENGINES];
-        set(heuristics, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &graph);
-        set(heuristics, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
-        if (bad || cudnnBackendFinalize(heuristics) != CUDNN_STATUS_SUCCESS) continue;
-        for (ma_node &c : config) c = make(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
-        int64_t n = 0;
-        if (bad || cudnnBackendGetAttribute(heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                            ENGINES, &n, config) != CUDNN_STATUS_SUCCESS)
-            continue;
-        for (int64_t i = 0; i < n && i < ENGINES; i++) {
-            if (!allowed(config[i], exact)) continue;
-            ma_node plan = NULL;
-            int64_t work = 0, one = 0;
-            if (cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &plan) != CUDNN_STATUS_SUCCESS)
-                continue;
-            if (cudnnBackendSetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &dnn) ==
-                    CUDNN_STATUS_SUCCESS &&
-                cudnnBackendSetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                         1, &config[i]) == CUDNN_STATUS_SUCCESS &&
-                cudnnBackendFinalize(plan) == CUDNN_STATUS_SUCCESS &&
-                cudnnBackendGetAttribute(plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &one,
-                                         &work) == CUDNN_STATUS_SUCCESS &&
-                (size_t)work <= most_work)
-                return {plan, (size_t)work};
-            cudnnBackendDestroyDescriptor(plan);
+    for (cudnnBackendHeurMode_t mode : {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK})
+        for (ma_node config : configurations(graph, mode)) {
+            ma_plan p = allowed(config, exact) ? plan_of(config) : ma_plan{NULL, 0};
+            if (p.plan) return p;
         }
-    }
     return {NULL, 0};
 }
 
@@ -261,7 +281,7 @@ int ma_plan_run(ma_cuda *c, const ma_plan *plan, std::initializer_list<ma_bind> 
     if (!s) s = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &work);
     if (!s) s = cudnnBackendFinalize(pack);
     if (!s) s = cudnnBackendExecute((cudnnHandle_t)ma_cuda_dnn(c), plan->plan, pack);
-    if (s) complain(c, "a plan does not run", s);
+    if (s) complain(c, s);
     if (pack) cudnnBackendDestroyDescriptor(pack);
     return s ? -1 : 0;
 }

@@ -1,11 +1,11 @@
-/* norm: layer_norm, modulate, group_norm. Forward beside backward. With h = (x - mean)/deviation over n elements and f the
- * gradient to h:  dx = (f - mean(f) - h·mean(f·h)) / deviation.
+/* norm: layer_norm, modulate, group_norm. Forward beside backward. With h = (x - mean)/deviation over n elements and f
+ * the gradient to h:  dx = (f - mean(f) - h·mean(f·h)) / deviation.
  *
  * Layer norm is modulate without modulation. A row lies in the registers of 1 to 512 neighbouring threads, read once;
  * parameters and modulation rows gather their gradients by the column sums of pack.cuh. Group norm sums by channel over
  * parts of the positions, as differences from the channel's first element, so that a large mean cancels no digits; the
  * sums are put together in double.
- * Limits: rows of 16,384 elements. */
+ * Limits: rows of 8,192 elements. */
 #include "pack.cuh"
 
 using namespace packs;
@@ -14,11 +14,11 @@ using namespace packs;
 
 namespace {
 
-enum { WIDEST = 512, HELD = 32 }; /* threads a row; elements a thread */
+enum { WIDEST = 512, HELD = 16 }; /* threads a row; elements a thread */
 
 struct layer {
-    array x, gain, bias, mod;     /* gain, bias (C); mod (B,R,C); or none */
-    int64_t rows, len, text;      /* rows of x in all; tokens of a sample */
+    array x, gain, bias, mod;            /* gain, bias (C); mod (B,R,C); or none */
+    int64_t rows, len, text;             /* rows of x in all; tokens of a sample */
     int64_t vectors, shift[2], scale[2]; /* R, and the rows of mod for video, text */
     int width;
     float eps;
@@ -42,7 +42,7 @@ layer layer_of(const ma_call *call) {
     l.gain = data_of(call->in[1]);
     l.bias = data_of(call->in[2]);
     l.mod = data_of(mod);
-    l.rows = last(x) ? elements(x) / last(x) : 0;
+    l.rows = last(x) ? ma_count(x) / last(x) : 0;
     l.len = l.rows;
     l.width = last(x) > INT_MAX ? 0 : (int)last(x);
     l.eps = (float)call->f[0];
@@ -57,7 +57,7 @@ layer layer_of(const ma_call *call) {
 tokens layer_tokens(const ma_call *call) {
     const ma_tensor *x = call->in[0];
     if (call->op == MA_OP_MODULATE) return tokens_of(x->n[0], x->n[1], call->i[0], x->n[2]);
-    return tokens_of(1, elements(x) / last(x), 0, last(x));
+    return tokens_of(1, ma_count(x) / last(x), 0, last(x));
 }
 
 /* A row's part of this thread: PER packs, `lanes` packs apart. What is beyond the row is 0. */
@@ -106,7 +106,9 @@ template <int N> __device__ inline void finish(const layer &l, int64_t shift, in
     }
 }
 
-template <int N, int PER> __global__ void __launch_bounds__(WIDEST) layer_kernel(layer l, int lanes, array y, float *mean_out, float *inverse_out) {
+template <int N, int PER>
+__global__ void __launch_bounds__(WIDEST, 2)
+    layer_kernel(layer l, int lanes, array y, float *mean_out, float *inverse_out) {
     __shared__ float room[WIDEST / 32];
     int lane = threadIdx.x % lanes, tile = blockDim.x / lanes;
     for (int64_t first = (int64_t)blockIdx.x * tile; first < l.rows; first += (int64_t)gridDim.x * tile) {
@@ -146,7 +148,9 @@ template <int N, int PER> __global__ void __launch_bounds__(WIDEST) layer_kernel
 }
 
 /* dx += …; a row's dy becomes f in its registers, and x becomes h. */
-template <int N, int PER> __global__ void __launch_bounds__(WIDEST) layer_bwd_kernel(layer l, int lanes, array dy, array dx, const float *mean, const float *inverse) {
+template <int N, int PER>
+__global__ void __launch_bounds__(WIDEST)
+    layer_bwd_kernel(layer l, int lanes, array dy, array dx, const float *mean, const float *inverse) {
     __shared__ float room[WIDEST / 32];
     int lane = threadIdx.x % lanes, tile = blockDim.x / lanes;
     for (int64_t first = (int64_t)blockIdx.x * tile; first < l.rows; first += (int64_t)gridDim.x * tile) {
@@ -231,8 +235,7 @@ struct layer_sums {
     template <int N> struct column {
         const layer_sums &f;
         int64_t at;
-        __device__ column(const layer_sums &of, int64_t, int64_t where) : f(of), at(where) {
-        }
+        __device__ column(const layer_sums &of, int64_t, int64_t where) : f(of), at(where) {}
         __device__ void add(int64_t row, float sum[2][N]) const {
             raw<N> rx = fetch<N>(f.x, row * f.width + at), rd = fetch<N>(f.dy, row * f.width + at);
             float m = f.mean[row], i = f.inverse[row];
@@ -339,11 +342,11 @@ struct group {
     int64_t batch, space;
     int channels, groups, per;
     ma_act act;
-    bool from_input;            /* the activation's derivative is one of what went in */
+    bool from_input; /* the activation's derivative is one of what went in */
     float eps;
-    double *total;              /* (B, 2, C): sums by channel */
-    float *mean, *inverse;      /* (B, groups) */
-    float *mean_f, *mean_fh;    /* (B, groups), backward only */
+    double *total;           /* (B, 2, C): sums by channel */
+    float *mean, *inverse;   /* (B, groups) */
+    float *mean_f, *mean_fh; /* (B, groups), backward only */
 };
 
 tokens group_tokens(const ma_call *call) {
@@ -461,8 +464,8 @@ struct group_bwd_sums {
         const group &g;
         int64_t at;
         channels<N> c;
-        __device__ column(const group_bwd_sums &f, int64_t sample, int64_t where) : g(f.g), at(where), c(f.g, sample, where) {
-        }
+        __device__ column(const group_bwd_sums &f, int64_t sample, int64_t where)
+            : g(f.g), at(where), c(f.g, sample, where) {}
         __device__ void add(int64_t row, float sum[2][N]) const {
             pack<N> h, d;
             c.before_act(g, row * g.channels + at, h, d);
@@ -482,8 +485,7 @@ struct into_totals {
         total[2 * sample * channels + column] = sum[0];
         total[(2 * sample + 1) * channels + column] = sum[1];
     }
-    __device__ void end(int64_t, const double *) const {
-    }
+    __device__ void end(int64_t, const double *) const {}
 };
 
 /* Σ over a warp; every lane gets it. */
@@ -551,11 +553,18 @@ template <int N> __global__ void __launch_bounds__(THREADS) group_kernel(group g
     if (at >= g.channels) return;
     for (int64_t sample = blockIdx.z; sample < g.batch; sample += gridDim.z) {
         channels<N> c(g, sample, at);
+        pack<N> by, plus;
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            by.v[k] = c.inverse.v[k] * c.gain.v[k];
+            plus.v[k] = c.bias.v[k] - c.mean.v[k] * by.v[k];
+        }
         int64_t start = sample * g.space * g.channels + at;
+#pragma unroll 2
         for (int64_t s = blockIdx.y * tile + threadIdx.x / lanes; s < g.space; s += gridDim.y * tile) {
             pack<N> x = load<N>(g.x, start + s * g.channels);
-            c.normalise(x);
-            c.scale(x);
+#pragma unroll
+            for (int k = 0; k < N; k++) x.v[k] = x.v[k] * by.v[k] + plus.v[k];
             activate<N>(g.act, x);
             store<N>(g.y, start + s * g.channels, x);
         }
@@ -645,7 +654,8 @@ int ma_cuda_group_norm_fwd(const ma_call *call) {
     group g = group_of(call, false, &part);
     int n = grain(g.channels, {g.x, g.gain, g.bias, g.y});
     if (empty(g) || !n) return empty(g) ? 0 : -1;
-    if (run_columns<2>(d, "group norm", group_sums{g}, into_totals{g.total, g.channels}, group_tokens(call), n, part, true))
+    if (run_columns<2>(d, "group norm", group_sums{g}, into_totals{g.total, g.channels}, group_tokens(call), n, part,
+                       true))
         return -1;
     return run_moments(d, g) || run_group(d, g, n) ? -1 : 0;
 }
@@ -657,8 +667,8 @@ int ma_cuda_group_norm_bwd(const ma_call *call) {
     array dx = grad_of(call->in[0]), dgain = grad_of(call->in[1]), dbias = grad_of(call->in[2]);
     int n = grain(g.channels, {g.x, g.gain, g.bias, g.y, g.dy, dx});
     if (empty(g) || !n) return empty(g) ? 0 : -1;
-    if (run_columns<2>(d, "group norm's gradient", group_bwd_sums{g}, into_totals{g.total, g.channels}, group_tokens(call),
-                       n, part, true))
+    if (run_columns<2>(d, "group norm's gradient", group_bwd_sums{g}, into_totals{g.total, g.channels},
+                       group_tokens(call), n, part, true))
         return -1;
     if (dgain.p || dbias.p) {
         group_parameters_kernel<<<(unsigned)ceil_div(g.channels, THREADS), THREADS, 0, d->stream>>>(g, dgain, dbias);

@@ -1,11 +1,11 @@
 /* pack: what the memory-bound kernels share. Elements whose type is known at run time, eight at a time; the two shapes
  * that nearly all of these kernels have (a plane of rows and columns; column sums); sums over parts in a fixed order.
  *
- * A kernel is compiled for N = 8, where pointers are 16-byte aligned and rows are multiples of 8 long, and for a small N,
- * element by element, which takes the rest. The type is a uniform branch beside a memory access, not a template
- * parameter: any mixture of f32, bf16 and f16 works, and gradients are of another type than data where they are leaves'.
- * Traps: fetch all that a step reads before widening any of it, or each load waits for the one before. Functors live in
- * unnamed namespaces, so that kernels of one name in two files stay two. */
+ * A kernel is compiled for N = 8, where pointers are 16-byte aligned and rows are multiples of 8 long, and for a small
+ * N, element by element, which takes the rest. The type is a uniform branch beside a memory access, not a template
+ * parameter: any mixture of f32, bf16 and f16 works, and gradients are of another type than data where they are
+ * leaves'. Traps: fetch all that a step reads before widening any of it, or each load waits for the one before.
+ * Functors live in unnamed namespaces, so that kernels of one name in two files stay two. */
 #ifndef MA_CUDA_PACK_CUH
 #define MA_CUDA_PACK_CUH
 
@@ -38,18 +38,8 @@ inline array grad_of(const ma_tensor *t) {
     return t && t->want ? data_of(t->grad) : array{nullptr, MA_F32};
 }
 
-inline int64_t elements(const ma_tensor *t) {
-    int64_t n = 1;
-    for (int k = 0; k < t->nd; k++) n *= t->n[k];
-    return n;
-}
-
 inline int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
-}
-
-inline size_t width_of(ma_type t) {
-    return t == MA_F32 ? 4 : 2;
 }
 
 /* How many elements to take at a time: PACK, or 1 where rows of this length, or addresses, do not allow it; 0 for a
@@ -68,7 +58,8 @@ inline bool apart(int64_t n, std::initializer_list<array> all) {
     for (const array *a = all.begin(); a != all.end(); a++)
         for (const array *b = all.begin(); b != a; b++) {
             const char *x = (const char *)a->p, *y = (const char *)b->p;
-            if (x && y && x < y + (size_t)n * width_of(b->type) && y < x + (size_t)n * width_of(a->type)) return false;
+            if (x && y && x < y + (size_t)n * ma_type_size(b->type) && y < x + (size_t)n * ma_type_size(a->type))
+                return false;
         }
     return true;
 }
@@ -86,17 +77,11 @@ inline int lanes_for(int64_t n, int most) {
 
 /* ---- elements and packs, on the device ---- */
 
-template <int N> struct pack {
-    float v[N];
-};
+template <int N> struct pack { float v[N]; };
 
 /* Loaded, not yet fp32. */
-template <int N> struct raw {
-    float v[N];
-};
-template <> struct raw<PACK> {
-    uint4 lo, hi; /* hi: of f32 only */
-};
+template <int N> struct raw { float v[N]; };
+template <> struct raw<PACK> { uint4 lo, hi; /* hi: of f32 only */ };
 
 __device__ inline float load_one(array a, int64_t at) {
     if (a.type == MA_F32) return ((const float *)a.p)[at];
@@ -164,10 +149,10 @@ template <int N> __device__ inline pack<N> load(array a, int64_t at) {
 
 /* Two 16-bit numbers in a word, the first in the lower half. */
 __device__ inline unsigned narrow(float first, float second, ma_type type) {
-    unsigned lo = type == MA_BF16 ? __bfloat16_as_ushort(__float2bfloat16_rn(first))
-                                  : __half_as_ushort(__float2half_rn(first));
-    unsigned hi = type == MA_BF16 ? __bfloat16_as_ushort(__float2bfloat16_rn(second))
-                                  : __half_as_ushort(__float2half_rn(second));
+    unsigned lo =
+        type == MA_BF16 ? __bfloat16_as_ushort(__float2bfloat16_rn(first)) : __half_as_ushort(__float2half_rn(first));
+    unsigned hi =
+        type == MA_BF16 ? __bfloat16_as_ushort(__float2bfloat16_rn(second)) : __half_as_ushort(__float2half_rn(second));
     return lo | hi << 16;
 }
 
@@ -282,36 +267,39 @@ inline bool needs_input(ma_act act) {
 /* ---- a plane: f.at<N>(row, column) for every N-th column of every row ---- */
 
 /* lanes threads lie along a row, the rest of the block on the rows below. */
-template <int N, class F> __global__ void __launch_bounds__(THREADS) plane_kernel(F f, int64_t rows, int64_t columns, int lanes) {
+template <int N, class F>
+__global__ void __launch_bounds__(THREADS) plane_kernel(F f, int64_t rows, int64_t columns, int lanes) {
     int64_t column = ((int64_t)blockIdx.x * lanes + threadIdx.x % lanes) * N, tile = THREADS / lanes;
     if (column >= columns) return;
     for (int64_t row = blockIdx.y * tile + threadIdx.x / lanes; row < rows; row += gridDim.y * tile)
         f.template at<N>(row, column);
 }
 
-/* A thread takes up to 4 rows where there are many: what belongs to a column is then read from the first cache. n: grain()
- * of all that f touches; SCALAR: what to take at a time where that is 1. */
-template <int SCALAR = 1, class F> int run_plane(ma_cuda *d, const char *where, F f, int64_t rows, int64_t columns, int n) {
-    if (!n || columns % (n == PACK ? PACK : SCALAR)) return -1;
+/* f over a plane, N columns at a time. A thread takes up to 4 rows where there are many: what belongs to a column is
+ * then read from the first cache. */
+template <int N, class F> int run_each(ma_cuda *d, const char *where, F f, int64_t rows, int64_t columns) {
+    if (columns % N) return -1;
     if (rows < 1 || columns < 1) return 0;
-    int64_t packs = columns / (n == PACK ? PACK : SCALAR);
-    int lanes = lanes_for(packs, THREADS), tile = THREADS / lanes;
-    int64_t across = ceil_div(packs, lanes), down = ceil_div(rows, tile);
-    if (across * down > 4096) down = ceil_div(down, 4);
-    if (down > 65535) down = 65535;
+    int lanes = lanes_for(columns / N, THREADS), tile = THREADS / lanes;
+    int64_t across = ceil_div(columns / N, lanes), down = ceil_div(rows, tile);
     if (across > INT_MAX) return -1;
-    dim3 grid((unsigned)across, (unsigned)down);
-    if (n == PACK)
-        plane_kernel<PACK><<<grid, THREADS, 0, d->stream>>>(f, rows, columns, lanes);
-    else
-        plane_kernel<SCALAR><<<grid, THREADS, 0, d->stream>>>(f, rows, columns, lanes);
+    if (across * down > 4096) down = ceil_div(down, 4);
+    dim3 grid((unsigned)across, (unsigned)(down > 65535 ? 65535 : down));
+    plane_kernel<N><<<grid, THREADS, 0, d->stream>>>(f, rows, columns, lanes);
     return launched(d, where);
+}
+
+/* n: grain() of all that f touches; SCALAR: what to take at a time where that is 1. */
+template <int SCALAR = 1, class F>
+int run_plane(ma_cuda *d, const char *where, F f, int64_t rows, int64_t columns, int n) {
+    if (!n) return -1;
+    return n == PACK ? run_each<PACK>(d, where, f, rows, columns) : run_each<SCALAR>(d, where, f, rows, columns);
 }
 
 /* ---- column sums over the tokens of a batch ---- */
 
-/* In each sample the first `text` of `len` tokens are text, the others video. Both are cut into pieces of `size` tokens,
- * by shapes alone; each piece's sums are a part, and the parts are added in order. */
+/* In each sample the first `text` of `len` tokens are text, the others video. Both are cut into pieces of `size`
+ * tokens, by shapes alone; each piece's sums are a part, and the parts are added in order. */
 struct tokens {
     int64_t batch, len, text, width;
     int64_t size, text_pieces, pieces; /* pieces: of a sample */
@@ -345,9 +333,10 @@ __device__ inline piece piece_of(const tokens &t, int64_t k) {
     return {sample, sample * t.len + from, sample * t.len + to, text};
 }
 
-/* part (pieces of the batch, K, width): what F::column<N>(f, sample, column).add(row, sum) adds to sum[K][N] over the rows
- * of a piece. A block takes one piece and lanes·N columns. */
-template <int N, int K, class F> __global__ void __launch_bounds__(THREADS) parts_kernel(F f, tokens t, int lanes, int strips, float *part) {
+/* part (pieces of the batch, K, width): what F::column<N>(f, sample, column).add(row, sum) adds to sum[K][N] over the
+ * rows of a piece. A block takes one piece and lanes·N columns. */
+template <int N, int K, class F>
+__global__ void __launch_bounds__(THREADS) parts_kernel(F f, tokens t, int lanes, int strips, float *part) {
     __shared__ float room[K * N * THREADS];
     int x = threadIdx.x % lanes, y = threadIdx.x / lanes, tile = THREADS / lanes;
     int64_t k = blockIdx.x / strips, first = (int64_t)(blockIdx.x % strips) * lanes * N, column = first + x * N;
@@ -370,8 +359,8 @@ template <int N, int K, class F> __global__ void __launch_bounds__(THREADS) part
     }
 }
 
-/* g.add(sample, text, column, total[K], carry) with the totals over each sample's video, then its text; g.end(column, carry)
- * after the last. A block takes 32 columns, its 32 warps each every 32nd part. */
+/* g.add(sample, text, column, total[K], carry) with the totals over each sample's video, then its text; g.end(column,
+ * carry) after the last. A block takes 32 columns, its 32 warps each every 32nd part. */
 template <int K, class G> __global__ void __launch_bounds__(1024) totals_kernel(G g, tokens t, const float *part) {
     __shared__ double room[K][32][32];
     int x = threadIdx.x % 32, y = threadIdx.x / 32;
@@ -398,8 +387,9 @@ template <int K, class G> __global__ void __launch_bounds__(1024) totals_kernel(
     if (!y && column < t.width) g.end(column, carry);
 }
 
-/* Both of the above. split: samples go to blocks of their own, and g must neither carry nor add to one place for two. */
-template <int K, class F, class G> int run_columns(ma_cuda *d, const char *where, F f, G g, const tokens &t, int n, float *part, bool split) {
+/* Both of the above. split: samples go to blocks of their own; g then carries nothing and adds to no place twice. */
+template <int K, class F, class G>
+int run_columns(ma_cuda *d, const char *where, F f, G g, const tokens &t, int n, float *part, bool split) {
     if (!n) return -1;
     if (t.batch < 1 || t.len < 1 || t.width < 1) return 0;
     int lanes = lanes_for(t.width / n, 32);
@@ -430,15 +420,17 @@ template <int BLOCK> __device__ inline double sum_block(double x) {
 }
 
 /* out = scale·Σ part, n of them, by one block. */
-template <int BLOCK> __global__ void __launch_bounds__(BLOCK) total_kernel(const double *part, int64_t n, double scale, float *out) {
+template <int BLOCK>
+__global__ void __launch_bounds__(BLOCK) total_kernel(const double *part, int64_t n, double scale, float *out) {
     double sum = 0;
     for (int64_t k = threadIdx.x; k < n; k += BLOCK) sum += part[k];
     sum = sum_block<BLOCK>(sum);
     if (!threadIdx.x) *out = (float)(scale * sum);
 }
 
-inline int run_total(ma_cuda *d, const char *where, const double *part, int64_t n, double scale, void *out) {
-    total_kernel<1024><<<1, 1024, 0, d->stream>>>(part, n, scale, (float *)out);
+template <int BLOCK = 1024>
+int run_total(ma_cuda *d, const char *where, const double *part, int64_t n, double scale, void *out) {
+    total_kernel<BLOCK><<<1, BLOCK, 0, d->stream>>>(part, n, scale, (float *)out);
     return launched(d, where);
 }
 

@@ -1,8 +1,8 @@
 /* pointwise: act, add, mul, lerp, affine, gate, rope, and the pieces that other files share: column sums, bias and
  * activation, an activation's gradient. Forward beside backward.
  *
- * Minds: the inputs of an op may be one tensor, or parts of one. Their gradients are added in one pass only where they do
- * not overlap, else one after the other. Limits: rope gives no gradient to its tables. */
+ * Minds: the inputs of an op may be one tensor, or parts of one. Their gradients are added in one pass only where they
+ * do not overlap, else one after the other. Limits: rope gives no gradient to its tables. */
 #include "pack.cuh"
 
 using namespace packs;
@@ -44,8 +44,7 @@ struct products {
     template <int N> struct column {
         const products &f;
         int64_t at;
-        __device__ column(const products &of, int64_t, int64_t where) : f(of), at(where) {
-        }
+        __device__ column(const products &of, int64_t, int64_t where) : f(of), at(where) {}
         __device__ void add(int64_t row, float sum[1][N]) const {
             raw<N> rx = fetch<N>(f.dy, row * f.width + at), rf;
             if (f.a.p) rf = fetch<N>(f.a, row * f.width + at);
@@ -64,8 +63,7 @@ struct into_columns {
     __device__ void add(int64_t, bool, int64_t column, const double sum[1], double *) const {
         add_one(db, column, (float)sum[0]);
     }
-    __device__ void end(int64_t, const double *) const {
-    }
+    __device__ void end(int64_t, const double *) const {}
 };
 
 int add_column_sums(ma_cuda *d, const char *where, array dy, array a, int64_t rows, int64_t n, array db, void *work) {
@@ -132,8 +130,8 @@ int run_act_grad(ma_cuda *d, ma_act act, array pre, array out, array dy, array d
 
 } // namespace
 
-int ma_cuda_act_grad(ma_cuda *d, ma_act act, ma_type type, const void *pre, const void *out, const void *dout, void *dpre,
-                     int64_t n) {
+int ma_cuda_act_grad(ma_cuda *d, ma_act act, ma_type type, const void *pre, const void *out, const void *dout,
+                     void *dpre, int64_t n) {
     return run_act_grad(d, act, {(void *)pre, type}, {(void *)out, type}, {(void *)dout, type}, {dpre, type}, false, n);
 }
 
@@ -144,14 +142,14 @@ int ma_cuda_bias_act(ma_cuda *d, ma_act act, ma_type type, const void *x, const 
 }
 
 int ma_cuda_act_fwd(const ma_call *call) {
-    int64_t n = elements(call->out);
+    int64_t n = ma_count(call->out);
     array x = data_of(call->in[0]), y = data_of(call->out);
     return run_plane(device_of(call), "act", bias_act{(ma_act)call->i[0], x, NONE, NONE, y, n}, 1, n, grain(n, {x, y}));
 }
 
 int ma_cuda_act_bwd(const ma_call *call) {
     return run_act_grad(device_of(call), (ma_act)call->i[0], data_of(call->in[0]), data_of(call->out),
-                        data_of(call->out->grad), grad_of(call->in[0]), true, elements(call->out));
+                        data_of(call->out->grad), grad_of(call->in[0]), true, ma_count(call->out));
 }
 
 /* ---- add, mul: b (width) is repeated along a (rows, width) ---- */
@@ -211,7 +209,7 @@ int add_scaled(const ma_call *call, array f, array dx, int64_t rows, int64_t wid
 
 template <class F> int binary_fwd(const ma_call *call) {
     array a = data_of(call->in[0]), b = data_of(call->in[1]), y = data_of(call->out);
-    int64_t n = elements(call->out), width = elements(call->in[1]);
+    int64_t n = ma_count(call->out), width = ma_count(call->in[1]);
     if (width < 1) return 0;
     return run_plane(device_of(call), "add or mul", F{a, b, y, width}, n / width, width, grain(width, {a, b, y}));
 }
@@ -230,7 +228,7 @@ int ma_cuda_add_fwd(const ma_call *call) {
 
 int ma_cuda_add_bwd(const ma_call *call) {
     array dy = data_of(call->out->grad), da = grad_of(call->in[0]), db = grad_of(call->in[1]);
-    int64_t n = elements(call->out), width = elements(call->in[1]);
+    int64_t n = ma_count(call->out), width = ma_count(call->in[1]);
     bool same = width == n;
     if (same && apart(n, {da, db})) return add_same(call, da, db, n);
     if (add_same(call, da, NONE, n)) return -1;
@@ -245,7 +243,7 @@ int ma_cuda_mul_fwd(const ma_call *call) {
 int ma_cuda_mul_bwd(const ma_call *call) {
     array a = data_of(call->in[0]), b = data_of(call->in[1]), dy = data_of(call->out->grad);
     array da = grad_of(call->in[0]), db = grad_of(call->in[1]);
-    int64_t n = elements(call->out), width = elements(call->in[1]);
+    int64_t n = ma_count(call->out), width = ma_count(call->in[1]);
     if (width < 1) return 0;
     if (da.p && add_scaled(call, b, da, n / width, width)) return -1;
     if (!db.p) return 0;
@@ -290,8 +288,9 @@ struct lerp_bwd {
 };
 
 int run_lerp_bwd(const ma_call *call, array da, array db, array dz) {
-    int64_t n = elements(call->out);
-    lerp_bwd f = {data_of(call->in[0]), data_of(call->in[1]), data_of(call->in[2]), data_of(call->out->grad), da, db, dz};
+    int64_t n = ma_count(call->out);
+    lerp_bwd f = {
+        data_of(call->in[0]), data_of(call->in[1]), data_of(call->in[2]), data_of(call->out->grad), da, db, dz};
     if (!da.p && !db.p && !dz.p) return 0;
     return run_plane(device_of(call), "lerp's gradient", f, 1, n, grain(n, {f.a, f.b, f.z, f.dy, da, db, dz}));
 }
@@ -299,14 +298,14 @@ int run_lerp_bwd(const ma_call *call, array da, array db, array dz) {
 } // namespace
 
 int ma_cuda_lerp_fwd(const ma_call *call) {
-    int64_t n = elements(call->out);
+    int64_t n = ma_count(call->out);
     lerp f = {data_of(call->in[0]), data_of(call->in[1]), data_of(call->in[2]), data_of(call->out)};
     return run_plane(device_of(call), "lerp", f, 1, n, grain(n, {f.a, f.b, f.z, f.y}));
 }
 
 int ma_cuda_lerp_bwd(const ma_call *call) {
     array da = grad_of(call->in[0]), db = grad_of(call->in[1]), dz = grad_of(call->in[2]);
-    if (apart(elements(call->out), {da, db, dz})) return run_lerp_bwd(call, da, db, dz);
+    if (apart(ma_count(call->out), {da, db, dz})) return run_lerp_bwd(call, da, db, dz);
     if (run_lerp_bwd(call, da, NONE, NONE) || run_lerp_bwd(call, NONE, db, NONE)) return -1;
     return run_lerp_bwd(call, NONE, NONE, dz);
 }
@@ -338,13 +337,13 @@ struct affine_bwd {
 } // namespace
 
 int ma_cuda_affine_fwd(const ma_call *call) {
-    int64_t n = elements(call->out);
+    int64_t n = ma_count(call->out);
     affine f = {data_of(call->in[0]), data_of(call->out), (float)call->f[0], (float)call->f[1]};
     return run_plane(device_of(call), "affine", f, 1, n, grain(n, {f.x, f.y}));
 }
 
 int ma_cuda_affine_bwd(const ma_call *call) {
-    int64_t n = elements(call->out);
+    int64_t n = ma_count(call->out);
     affine_bwd f = {data_of(call->out->grad), grad_of(call->in[0]), (float)call->f[0]};
     return run_plane(device_of(call), "affine's gradient", f, 1, n, grain(n, {f.dy, f.dx}));
 }
@@ -402,8 +401,7 @@ struct into_gates {
     __device__ void add(int64_t sample, bool text, int64_t column, const double sum[1], double *) const {
         add_one(dmod, g.at(sample, text) + column, (float)sum[0]);
     }
-    __device__ void end(int64_t, const double *) const {
-    }
+    __device__ void end(int64_t, const double *) const {}
 };
 
 tokens gate_tokens(const ma_call *call) {
@@ -435,7 +433,7 @@ int ma_cuda_gate_bwd(const ma_call *call) {
     array y = data_of(call->in[1]), dout = data_of(call->out->grad);
     array dx = grad_of(call->in[0]), dy = grad_of(call->in[1]), dmod = grad_of(call->in[2]);
     tokens t = gate_tokens(call);
-    int rc = apart(elements(call->out), {dx, dy}) ? run_gate_bwd(call, dx, dy)
+    int rc = apart(ma_count(call->out), {dx, dy}) ? run_gate_bwd(call, dx, dy)
                                                   : run_gate_bwd(call, dx, NONE) || run_gate_bwd(call, NONE, dy);
     if (rc) return -1;
     if (!dmod.p) return 0;
@@ -500,6 +498,6 @@ int ma_cuda_rope_bwd(const ma_call *call) {
 
 size_t ma_cuda_reduce_work(ma_cuda *, const ma_call *call, bool backward) {
     if (call->op == MA_OP_L1 || call->op == MA_OP_MSE) return backward ? 0 : LOSS_PARTS * sizeof(double);
-    int64_t n = elements(call->out), width = elements(call->in[1]);
+    int64_t n = ma_count(call->out), width = ma_count(call->in[1]);
     return backward && call->in[1]->want && width != n && width ? ma_cuda_columns_work(n / width, width) : 0;
 }

@@ -2,6 +2,7 @@
 # O: where the tools are. SHARED: assets. PYTHON: an interpreter. QUICK=1: less of what is slow. $dir: a folder of the
 # test's own, removed at its end.
 O=${O:-build} SHARED=${SHARED:-../shared} PYTHON=${PYTHON:-python3} QUICK=${QUICK:-}
+export LC_ALL=C
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # a test's tools share the cores with each other
 dir=$(mktemp -d) || exit 2
 trap 'rm -rf "$dir"' EXIT
@@ -53,10 +54,11 @@ members() { # SHARD: names of its members, one a line
     zstd -dcqf "$1" | tar -tf -
 }
 
-# A base model small enough for a step in milliseconds: $dir/tiny, from the demo's.
+# A base model small enough for a step in milliseconds: $dir/tiny, the demo's with other sizes, for pixel=4.
 tiny_base() {
-    cp -r pipelines/toy/base "$dir/tiny" && sed -i -e 's/"num_attention_heads": [0-9]*/"num_attention_heads": 2/' \
-        -e 's/"attention_head_dim": [0-9]*/"attention_head_dim": 16/' -e 's/"num_layers": [0-9]*/"num_layers": 2/' \
-        -e 's/"time_embed_dim": [0-9]*/"time_embed_dim": 32/' -e 's/"text_embed_dim": [0-9]*/"text_embed_dim": 24/' \
-        "$dir/tiny/transformer/config.json"
+    set_number() { sed -i -E "s/(\"$2\": *)[0-9]+/\1$3/" "$dir/tiny/$1/config.json" && grep -q "\"$2\": *$3\b" "$dir/tiny/$1/config.json"; }
+    local t=transformer
+    cp -r pipelines/toy/base "$dir/tiny" && set_number $t num_attention_heads 2 && set_number $t attention_head_dim 16 &&
+        set_number $t num_layers 2 && set_number $t time_embed_dim 32 && set_number $t text_embed_dim 24 &&
+        set_number $t in_channels 48 && set_number $t out_channels 48 && set_number $t patch_size 2 && set_number vae patch_size 4
 }

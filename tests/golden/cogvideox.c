@@ -1,11 +1,13 @@
 /* golden/cogvideox: the transformer with sin-cos and rotary positions against diffusers', with the projector, every
  * loss of ma-align, and the gradient of every parameter (cogvideox.py). L_diff here is the mean square error of the
  * velocity; the fixture has the paper's weighted error of x0: the two are equal. */
+#include "../../common/file.h"
 #include "../../common/models/cogvideox.h"
+#include "../../common/models/relations.h"
 #include "../../common/schedule.h"
 #include "golden.h"
 
-enum { SAMPLES = 2, MAX_FRAMES = 32 };
+enum { SAMPLES = 2 };
 
 typedef struct bench {
     golden g;
@@ -91,30 +93,22 @@ static ma_tensor *forward(bench *b, ma_tensor **hidden) {
     return cogvideox_forward(b->g.ctx, b->net, x, b->t, golden_tensor(&b->g, "text"), &b->run, hidden);
 }
 
-/* Weights c(Δ) for ma_relation of a loss over frames of n tokens (METHOD, the table of losses). */
-static ma_tensor *relation_weights(const golden *g, const char *loss, int64_t frames, int64_t n) {
-    const double same = 1.0 / (double)(frames * n * n), all = same / (double)frames, tau = golden_number(g, "tau");
-    float c[MAX_FRAMES];
-    for (int64_t d = 0; d < frames; d++) {
-        double w = 0;
-        if (!strcmp(loss, "soft-trd")) w = d ? all * exp(-(double)d / tau) : same;
-        if (!strcmp(loss, "trd")) w = all;
-        if (!strcmp(loss, "trd-spatial")) w = d ? 0 : same;
-        if (!strcmp(loss, "trd-temporal")) w = d ? same / (double)(frames - 1) : 0;
-        c[d] = (float)w;
-    }
-    return ma_input_f32(g->ctx, c, MA_SHAPE(frames));
+/* The kind of a loss, as --loss names it; -1: none. */
+static int loss_kind(const char *loss) {
+    static const char *const kinds[] = {[ALIGN_SOFT_TRD] = "soft-trd",
+                                        [ALIGN_TRD] = "trd",
+                                        [ALIGN_TRD_SPATIAL] = "trd-spatial",
+                                        [ALIGN_TRD_TEMPORAL] = "trd-temporal",
+                                        [ALIGN_REPA] = "repa"};
+    for (int k = 0; k < (int)(sizeof kinds / sizeof *kinds); k++)
+        if (!strcmp(loss, kinds[k])) return k;
+    return -1;
 }
 
 static ma_tensor *align(bench *b, const char *loss, ma_tensor *hidden) {
-    ma_ctx *c = b->g.ctx;
-    ma_tensor *z = projector_forward(c, b->project, hidden), *m = golden_tensor(&b->g, "teacher");
-    if (!z || !m) return NULL;
-    if (!strcmp(loss, "repa")) return ma_cosine(c, z, m);
-    const int64_t *n = z->n, shape[4] = {n[0], n[1], n[2] * n[3], n[4]};
-    double margin = strcmp(loss, "soft-trd") ? golden_number(&b->g, "margin") : 0;
-    return ma_relation(c, ma_view(c, z, 4, shape), ma_view(c, m, 4, shape),
-                       relation_weights(&b->g, loss, n[1], shape[2]), margin);
+    ma_tensor *z = projector_forward(b->g.ctx, b->project, hidden), *m = golden_tensor(&b->g, "teacher");
+    return align_loss_of(b->g.ctx, (align_loss)loss_kind(loss), z, m, golden_number(&b->g, "tau"),
+                         golden_number(&b->g, "margin"));
 }
 
 /* One training step's loss and gradients. loss "none": the diffusion loss alone. */

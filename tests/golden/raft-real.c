@@ -1,6 +1,7 @@
 /* golden/raft-real: RAFT-small with the published weights on real scenes (../shared/assets or $SHARED/assets): the mean
  * end-point error against the true flow must be that of the original code within 0.01 pixels. Slow: eight runs over
  * images of 300,000 pixels and more; left out with QUICK=1. */
+#include "../../common/file.h"
 #include "../../common/models/raft.h"
 #include "../../common/video.h"
 #include "../tap.h"

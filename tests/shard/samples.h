@@ -2,6 +2,7 @@
  * fit into the first 64 KiB, then some above 64 KiB of noise. */
 #ifndef SAMPLES_H
 #define SAMPLES_H
+#include "../../common/file.h"
 #include "../tap.h"
 #include "../../common/shard.h"
 #include "../../common/npy.h"

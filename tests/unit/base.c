@@ -1,5 +1,6 @@
 /* base: errors, sizes, number types (every 16-bit value), hashes, files and what a killed run leaves behind. */
-#include "../../common/base.h"
+#include "../../common/array.h"
+#include "../../common/file.h"
 #include "../tap.h"
 
 #include <dirent.h>

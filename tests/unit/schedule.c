@@ -2,6 +2,7 @@
  * scheduler_config.json read, written, refused.
  * Tolerances: ᾱ is float64 on both sides; the chains keep x and v in float32 here, in float64 there: 50 roundings of
  * 6e-8 each. */
+#include "../../common/file.h"
 #include "../../common/schedule.h"
 #include "../tap.h"
 #include "schedule_table.h"

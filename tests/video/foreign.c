@@ -1,6 +1,7 @@
 /* Reading what others wrote, held against the ffmpeg program: the files of ../shared/assets/video, and what ffmpeg
  * makes here of odd sizes, 10 bits, other matrices, turns and variable rates. Cut and damaged files. Skips what is not
  * at hand. */
+#include "../../common/file.h"
 #include "../../common/video.h"
 #include "../tap.h"
 #include <dirent.h>

@@ -1,5 +1,6 @@
 /* hostile: files that must be refused by name; good files cut everywhere; good files with a wrong byte anywhere, which
  * may be refused or read, but within their bounds (run it under ASan). */
+#include "../../common/file.h"
 #include "../tap.h"
 #include "../../common/weights_private.h"
 #include "temp.h"

@@ -1,4 +1,5 @@
 /* safetensors: what is written is read back; shards with an index; folders; what must be said when it is wrong. */
+#include "../../common/file.h"
 #include "../tap.h"
 #include "temp.h"
 #include "values.h"

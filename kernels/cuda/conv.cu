@@ -1,0 +1,423 @@
+/* conv, conv_transpose: cuDNN's convolutions, channels last. Both ops are three functions of a wide side x (B,T,H,W,C)
+ * and a narrow side y (B,T',H',W',O), w (O,kt,kh,kw,C), as on the CPU:
+ *   GATHER  y = x ⋆ w     conv forward; conv_transpose backwards to its input
+ *   SPREAD  x = its adjoint on y    conv backwards to its input; conv_transpose forward
+ *   WEIGH   dw            for both
+ * Bias and activation are fused behind GATHER where there is an engine for it, else they are one more pass.
+ *
+ * cuDNN is told of as few dimensions as will do: where the kernel does not reach over time, times are samples; where it
+ * reaches over time alone, rows are columns. Its engines for two dimensions are more, and better.
+ *
+ * What cuDNN does not take (an address aligned to less than 16 bytes; shapes without an engine) plain kernels compute:
+ * right, but slow. Backwards cuDNN overwrites: the result goes to the workspace and is then added. In 16 bits dw is
+ * rounded to 16 bits before it is added, as there is no engine that writes it in fp32.
+ *
+ * Limits: a plan without a GPU does not know cuDNN's scratch: it is taken to be the copies with padded channels that
+ * engines make in 16 bits, and in fp32 those with the channels first. */
+#include "graph.h"
+
+#include <cstring>
+
+namespace {
+
+enum way { GATHER, SPREAD, WEIGH };
+enum { X = 1, W, Y, BIAS }; /* numbers of the tensors in a graph */
+
+struct window {
+    int64_t batch, wide[3], c, narrow[3], o;
+    int64_t k[3], stride[3], before[3], after[3];
+};
+
+int64_t volume(const int64_t n[3]) {
+    return n[0] * n[1] * n[2];
+}
+
+int64_t rows_of(const window &v) { /* narrow positions */
+    return v.batch * volume(v.narrow);
+}
+
+window window_of(const ma_call *call, const ma_tensor *wide, const ma_tensor *narrow) {
+    window v = {};
+    v.batch = wide->n[0];
+    v.c = wide->n[4];
+    v.o = narrow->n[4];
+    memcpy(v.wide, wide->n + 1, sizeof v.wide);
+    memcpy(v.narrow, narrow->n + 1, sizeof v.narrow);
+    memcpy(v.k, call->in[1]->n + 1, sizeof v.k);
+    memcpy(v.stride, call->i, sizeof v.stride);
+    memcpy(v.before, call->i + 3, sizeof v.before);
+    memcpy(v.after, call->i + 6, sizeof v.after);
+    return v;
+}
+
+size_t room(size_t bytes) {
+    return (bytes + 255) / 256 * 256;
+}
+
+/* ---- cuDNN ---- */
+
+/* What a plan depends on. */
+struct what {
+    way how;
+    ma_type type;
+    bool exact, bias;
+    ma_act act;
+    window v;
+};
+
+/* In which dimension d the window is a single position that stays where it is. */
+bool still(const window &v, int d) {
+    return v.k[d] == 1 && v.stride[d] == 1 && !v.before[d] && !v.after[d];
+}
+
+/* Channels last: strides for the sizes n = (N, C, …). */
+std::vector<int64_t> last(const std::vector<int64_t> &n) {
+    std::vector<int64_t> stride(n.size(), 1);
+    int64_t run = n[1];
+    for (size_t d = n.size(); d-- > 2; run *= n[d]) stride[d] = run;
+    stride[0] = run;
+    return stride;
+}
+
+/* The window in as few dimensions as will do, in the order that cuDNN names them. */
+struct shape {
+    std::vector<int64_t> x, w, y; /* (N, C, …), (O, C, …), (N, O, …) */
+    std::vector<int64_t> stride, before, after;
+};
+
+void add_dimension(shape *s, const window &v, int d, int64_t times) {
+    s->x.push_back(v.wide[d] * times);
+    s->y.push_back(v.narrow[d] * times);
+    s->w.push_back(v.k[d]);
+    s->stride.push_back(v.stride[d]);
+    s->before.push_back(v.before[d]);
+    s->after.push_back(v.after[d]);
+}
+
+shape shape_of(const window &v) {
+    bool times = still(v, 0), rows = !times && still(v, 1) && still(v, 2);
+    int64_t n = times ? v.batch * v.wide[0] : v.batch;
+    shape s = {{n, v.c}, {v.o, v.c}, {n, v.o}, {}, {}, {}};
+    if (!times) add_dimension(&s, v, 0, 1);
+    if (!rows) add_dimension(&s, v, 1, 1);
+    add_dimension(&s, v, 2, rows ? v.wide[1] : 1);
+    return s;
+}
+
+cudnnPointwiseMode_t mode_of(ma_act act) {
+    switch (act) {
+    case MA_SIGMOID: return CUDNN_POINTWISE_SIGMOID_FWD;
+    case MA_TANH: return CUDNN_POINTWISE_TANH_FWD;
+    case MA_SILU: return CUDNN_POINTWISE_SWISH_FWD;
+    case MA_GELU: return CUDNN_POINTWISE_GELU_FWD;
+    case MA_GELU_TANH: return CUDNN_POINTWISE_GELU_APPROX_TANH_FWD;
+    case MA_RELU: return CUDNN_POINTWISE_RELU_FWD;
+    case MA_NONE: break;
+    }
+    return CUDNN_POINTWISE_IDENTITY;
+}
+
+ma_plan make_plan(ma_cuda *c, const void *of) {
+    const what *a = (const what *)of;
+    static const cudnnBackendDescriptorType_t kinds[] = {
+        CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
+        CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
+        CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR};
+    ma_graph g(c);
+    shape s = shape_of(a->v);
+    std::vector<int64_t> per_channel(s.y.size(), 1);
+    per_channel[1] = a->v.o;
+    cudnnDataType_t type = ma_dnn_type(a->type);
+    bool more = a->bias || a->act != MA_NONE;
+    ma_node x = g.tensor(X, type, s.x, last(s.x)), w = g.tensor(W, type, s.w, last(s.w));
+    ma_node y = more ? g.tensor(0, CUDNN_DATA_FLOAT, s.y, last(s.y)) : g.tensor(Y, type, s.y, last(s.y));
+    g.convolution(kinds[a->how], x, w, y, s.stride, s.before, s.after);
+    if (a->bias) {
+        bool end = a->act == MA_NONE;
+        ma_node b = g.tensor(BIAS, type, per_channel, last(per_channel));
+        ma_node sum = g.tensor(end ? Y : 0, end ? type : CUDNN_DATA_FLOAT, s.y, last(s.y));
+        g.pointwise(CUDNN_POINTWISE_ADD, y, b, sum);
+        y = sum;
+    }
+    if (a->act != MA_NONE) g.pointwise(mode_of(a->act), y, NULL, g.tensor(Y, type, s.y, last(s.y)));
+    return g.finish(a->exact);
+}
+
+const ma_plan *plan_of(ma_cuda *c, const what &a) {
+    const window &v = a.v;
+    std::vector<int64_t> key = {'c', a.how, a.type, a.exact, a.bias, a.act, v.batch, v.c, v.o};
+    for (const int64_t *n : {v.wide, v.narrow, v.k, v.stride, v.before, v.after}) key.insert(key.end(), n, n + 3);
+    return ma_plan_of(c, key, make_plan, &a);
+}
+
+what plain(const ma_cuda *c, way how, ma_type type, const window &v) {
+    return {how, type, type == MA_F32 && !c->tf32, false, MA_NONE, v};
+}
+
+/* The plan for as much of GATHER, bias and activation as one engine does; what it does is noted in *a. */
+const ma_plan *fused_plan(ma_cuda *c, what *a, bool bias, ma_act act) {
+    bool fits = a->type != MA_F32 || act == MA_RELU; /* the other activations are not exact enough for fp32 */
+    const struct {
+        bool bias;
+        ma_act act;
+    } tries[] = {{bias, fits ? act : MA_NONE}, {bias, MA_NONE}, {false, MA_NONE}};
+    for (auto t : tries) {
+        a->bias = t.bias;
+        a->act = t.act;
+        const ma_plan *p = plan_of(c, *a);
+        if (p) return p;
+    }
+    return NULL;
+}
+
+/* cuDNN's scratch where it cannot be asked: see the head of this file. Patches that do not overlap it reads as they
+ * are. */
+size_t guess(way how, const window &v, ma_type type) {
+    int64_t wide = v.batch * volume(v.wide), narrow = rows_of(v), taps = volume(v.k);
+    if (type == MA_F32) return (size_t)(wide * v.c + narrow * v.o + taps * v.c * v.o) * sizeof(float);
+    if (how == GATHER && taps > 1 && !memcmp(v.k, v.stride, sizeof v.k)) return (size_t)(taps * v.c * v.o) * 2;
+    int64_t c = (v.c + 7) / 8 * 8, o = (v.o + 7) / 8 * 8;
+    int64_t n = (c == v.c ? 0 : wide * c) + (o == v.o ? 0 : narrow * o);
+    return n ? (size_t)(n + taps * c * o) * 2 : 0;
+}
+
+size_t scratch(ma_cuda *c, way how, ma_type type, const window &v) {
+    if (c->device.plan) return guess(how, v, type);
+    const ma_plan *p = plan_of(c, plain(c, how, type, v));
+    return p ? p->work : 0;
+}
+
+size_t fused_scratch(ma_cuda *c, ma_type type, const window &v, bool bias, ma_act act) {
+    if (c->device.plan) return guess(GATHER, v, type);
+    what a = plain(c, GATHER, type, v);
+    const ma_plan *p = fused_plan(c, &a, bias, act);
+    return p ? p->work : 0;
+}
+
+/* ---- without cuDNN ---- */
+
+enum { THREADS = 256, LANES = 32, GROUPS = THREADS / LANES };
+
+/* One value of y. */
+template <class T> __global__ void gather(window v, const T *x, const T *w, T *y) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, left = i / v.o, at[3];
+    if (i >= v.batch * v.narrow[0] * v.narrow[1] * v.narrow[2] * v.o) return;
+    for (int d = 2; d >= 0; d--) {
+        at[d] = left % v.narrow[d] * v.stride[d] - v.before[d];
+        left /= v.narrow[d];
+    }
+    const T *f = w + i % v.o * (v.k[0] * v.k[1] * v.k[2] * v.c);
+    float sum = 0;
+    for (int64_t t = at[0]; t < at[0] + v.k[0]; t++)
+        for (int64_t h = at[1]; h < at[1] + v.k[1]; h++)
+            for (int64_t q = at[2]; q < at[2] + v.k[2]; q++, f += v.c) {
+                if (t < 0 || t >= v.wide[0] || h < 0 || h >= v.wide[1] || q < 0 || q >= v.wide[2]) continue;
+                const T *from = x + (((left * v.wide[0] + t) * v.wide[1] + h) * v.wide[2] + q) * v.c;
+                for (int64_t k = 0; k < v.c; k++) sum += ma_up(from[k]) * ma_up(f[k]);
+            }
+    y[i] = ma_down<T>(sum);
+}
+
+/* Which narrow position reaches wide position i by tap k; -1: none. */
+__device__ int64_t reach(const window &v, int d, int64_t i, int64_t k) {
+    int64_t far = i + v.before[d] - k;
+    return far >= 0 && far % v.stride[d] == 0 && far / v.stride[d] < v.narrow[d] ? far / v.stride[d] : -1;
+}
+
+/* One value of x. */
+template <class T> __global__ void spread(window v, const T *y, const T *w, T *x) {
+    int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x, left = i / v.c, at[3];
+    if (i >= v.batch * v.wide[0] * v.wide[1] * v.wide[2] * v.c) return;
+    for (int d = 2; d >= 0; d--) {
+        at[d] = left % v.wide[d];
+        left /= v.wide[d];
+    }
+    int64_t taps = v.k[0] * v.k[1] * v.k[2];
+    float sum = 0;
+    for (int64_t tap = 0; tap < taps; tap++) {
+        int64_t t = reach(v, 0, at[0], tap / (v.k[1] * v.k[2])), h = reach(v, 1, at[1], tap / v.k[2] % v.k[1]);
+        int64_t q = reach(v, 2, at[2], tap % v.k[2]);
+        if (t < 0 || h < 0 || q < 0) continue;
+        const T *from = y + (((left * v.narrow[0] + t) * v.narrow[1] + h) * v.narrow[2] + q) * v.o;
+        const T *f = w + tap * v.c + i % v.c;
+        for (int64_t o = 0; o < v.o; o++) sum += ma_up(from[o]) * ma_up(f[o * taps * v.c]);
+    }
+    x[i] = ma_down<T>(sum);
+}
+
+/* LANES channels of one tap of one output channel: GROUPS partial sums over the positions, added in order. */
+template <class T> __global__ void weigh(window v, const T *x, const T *y, T *dw) {
+    __shared__ float part[GROUPS][LANES];
+    int64_t strips = (v.c + LANES - 1) / LANES, taps = v.k[0] * v.k[1] * v.k[2];
+    int64_t c = blockIdx.x % strips * LANES + threadIdx.x, tap = blockIdx.x / strips % taps;
+    int64_t o = blockIdx.x / strips / taps, rows = v.batch * v.narrow[0] * v.narrow[1] * v.narrow[2];
+    int64_t k[3] = {tap / (v.k[1] * v.k[2]), tap / v.k[2] % v.k[1], tap % v.k[2]};
+    float sum = 0;
+    for (int64_t r = threadIdx.y; r < rows && c < v.c; r += GROUPS) {
+        int64_t left = r, at[3];
+        bool inside = true;
+        for (int d = 2; d >= 0; d--) {
+            at[d] = left % v.narrow[d] * v.stride[d] - v.before[d] + k[d];
+            left /= v.narrow[d];
+            inside = inside && at[d] >= 0 && at[d] < v.wide[d];
+        }
+        if (!inside) continue;
+        int64_t from = ((left * v.wide[0] + at[0]) * v.wide[1] + at[1]) * v.wide[2] + at[2];
+        sum += ma_up(x[from * v.c + c]) * ma_up(y[r * v.o + o]);
+    }
+    part[threadIdx.y][threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y || c >= v.c) return;
+    for (int g = 1; g < GROUPS; g++) sum += part[g][threadIdx.x];
+    dw[(o * taps + tap) * v.c + c] = ma_down<T>(sum);
+}
+
+/* As run, below. */
+template <class T> int slowly(ma_cuda *c, way how, const window &v, void *x, void *w, void *y) {
+    int64_t n = how == GATHER ? rows_of(v) * v.o : v.batch * volume(v.wide) * v.c;
+    unsigned blocks = (unsigned)((n + THREADS - 1) / THREADS);
+    unsigned strips = (unsigned)((v.c + LANES - 1) / LANES * volume(v.k) * v.o);
+    switch (how) {
+    case GATHER: gather<T><<<blocks, THREADS, 0, c->stream>>>(v, (const T *)x, (const T *)w, (T *)y); break;
+    case SPREAD: spread<T><<<blocks, THREADS, 0, c->stream>>>(v, (const T *)y, (const T *)w, (T *)x); break;
+    case WEIGH: weigh<T><<<strips, dim3(LANES, GROUPS), 0, c->stream>>>(v, (const T *)x, (const T *)y, (T *)w); break;
+    }
+    return ma_cuda_bad(c, cudaGetLastError(), "convolution") ? -1 : 0;
+}
+
+int slowly(ma_cuda *c, way how, ma_type type, const window &v, void *x, void *w, void *y) {
+    return ma_dispatch(type, [&](auto t) { return slowly<decltype(t)>(c, how, v, x, w, y); });
+}
+
+/* ---- the three functions ---- */
+
+/* Of x, w and y the one that the way leads to is written, the others are read. */
+int run(ma_cuda *c, way how, ma_type type, const window &v, void *x, void *w, void *y, void *work) {
+    const ma_plan *p = ma_graph_aligned({x, w, y}) ? plan_of(c, plain(c, how, type, v)) : NULL;
+    if (!p) return slowly(c, how, type, v, x, w, y);
+    return ma_plan_run(c, p, {{X, x}, {W, w}, {Y, y}}, work);
+}
+
+bool alike(const ma_call *call) {
+    ma_type type = call->out->type;
+    return call->in[0]->type == type && call->in[1]->type == type && (!call->in[2] || call->in[2]->type == type) &&
+           (!call->save[0] || call->save[0]->type == type);
+}
+
+void *bias_of(const ma_call *call) {
+    return call->in[2] ? call->in[2]->data : NULL;
+}
+
+ma_act act_of(const ma_call *call) {
+    return (ma_act)call->i[9];
+}
+
+/* Where the sums go: to what is saved for the backward pass, if it is, else to out. */
+void *target_of(const ma_call *call) {
+    return call->save[0] ? call->save[0]->data : call->out->data;
+}
+
+/* What is left to do when the sums (and the bias, the activation) are in their target. */
+int complete(const ma_call *call, bool biased, bool activated) {
+    const ma_tensor *out = call->out;
+    void *from = target_of(call), *bias = biased ? NULL : bias_of(call);
+    ma_act act = activated ? MA_NONE : act_of(call);
+    if (from == out->data && !bias && act == MA_NONE) return 0;
+    return ma_cuda_bias_act((ma_cuda *)call->stream, act, out->type, from, bias, bias && call->save[0] ? from : NULL,
+                            out->data, ma_count(out) / out->n[4], out->n[4]);
+}
+
+window window_of(const ma_call *call, bool transposed) {
+    return transposed ? window_of(call, call->out, call->in[0]) : window_of(call, call->in[0], call->out);
+}
+
+/* The backward's work: dout before the activation, one gradient before it is added, scratch. */
+struct parts {
+    size_t gradient, scratch, bytes; /* where they begin; their end */
+};
+
+parts parts_of(ma_cuda *c, const ma_call *call, bool transposed) {
+    const ma_tensor *x = call->in[0], *w = call->in[1], *b = call->in[2], *out = call->out;
+    window v = window_of(call, transposed);
+    size_t most = 0, need = 0;
+    auto more = [](size_t *a, size_t n) { *a = n > *a ? n : *a; };
+    if (x->want) more(&most, ma_bytes(x));
+    if (w->want) more(&most, ma_bytes(w));
+    if (x->want) more(&need, scratch(c, transposed ? GATHER : SPREAD, out->type, v));
+    if (w->want) more(&need, scratch(c, WEIGH, out->type, v));
+    if (b && b->want) more(&need, ma_cuda_columns_work(ma_count(out) / out->n[4], out->n[4]));
+    parts p = {act_of(call) == MA_NONE ? 0 : room(ma_bytes(out)), 0, 0};
+    p.scratch = p.gradient + room(most);
+    p.bytes = p.scratch + need;
+    return p;
+}
+
+int backward(const ma_call *call, bool transposed) {
+    ma_cuda *c = (ma_cuda *)call->stream;
+    const ma_tensor *x = call->in[0], *w = call->in[1], *b = call->in[2], *out = call->out, *pre = call->save[0];
+    ma_type type = out->type;
+    if (!alike(call) || out->grad->type != type || !ma_cuda_dnn(c)) return -1;
+    window v = window_of(call, transposed);
+    parts p = parts_of(c, call, transposed);
+    char *work = (char *)call->work;
+    void *d = out->grad->data, *part = work + p.gradient, *rest = work + p.scratch;
+    if (act_of(call) != MA_NONE) {
+        d = work;
+        if (ma_cuda_act_grad(c, act_of(call), type, pre ? pre->data : NULL, out->data, out->grad->data, d,
+                             ma_count(out)))
+            return -1;
+    }
+    auto add = [&](const ma_tensor *t) {
+        return ma_cuda_cast_add(c, t->grad->data, t->grad->type, part, type, ma_count(t), true);
+    };
+    void *wide = transposed ? d : x->data, *narrow = transposed ? x->data : d;
+    if (w->want && (run(c, WEIGH, type, v, wide, part, narrow, rest) || add(w))) return -1;
+    if (x->want && transposed && (run(c, GATHER, type, v, d, w->data, part, rest) || add(x))) return -1;
+    if (x->want && !transposed && (run(c, SPREAD, type, v, part, w->data, d, rest) || add(x))) return -1;
+    if (b && b->want)
+        return ma_cuda_add_columns(c, d, type, ma_count(out) / out->n[4], out->n[4], (float *)b->grad->data, rest);
+    return 0;
+}
+
+} // namespace
+
+size_t ma_cuda_conv_work(ma_cuda *c, const ma_call *call, bool backward) {
+    if (backward) return parts_of(c, call, false).bytes;
+    return fused_scratch(c, call->out->type, window_of(call, false), call->in[2],
+                         call->save[0] ? MA_NONE : act_of(call));
+}
+
+int ma_cuda_conv_fwd(const ma_call *call) {
+    ma_cuda *c = (ma_cuda *)call->stream;
+    ma_type type = call->out->type;
+    if (!alike(call) || !ma_cuda_dnn(c)) return -1;
+    what a = plain(c, GATHER, type, window_of(call, false));
+    void *x = call->in[0]->data, *w = call->in[1]->data, *bias = bias_of(call), *y = target_of(call);
+    const ma_plan *p = NULL;
+    if (ma_graph_aligned({x, w, bias, y})) p = fused_plan(c, &a, bias, call->save[0] ? MA_NONE : act_of(call));
+    int failed = !p       ? slowly(c, GATHER, type, a.v, x, w, y)
+                 : a.bias ? ma_plan_run(c, p, {{X, x}, {W, w}, {Y, y}, {BIAS, bias}}, call->work)
+                          : ma_plan_run(c, p, {{X, x}, {W, w}, {Y, y}}, call->work);
+    return failed ? -1 : complete(call, a.bias, a.act != MA_NONE);
+}
+
+int ma_cuda_conv_bwd(const ma_call *call) {
+    return backward(call, false);
+}
+
+size_t ma_cuda_conv_transpose_work(ma_cuda *c, const ma_call *call, bool backward) {
+    if (backward) return parts_of(c, call, true).bytes;
+    return scratch(c, SPREAD, call->out->type, window_of(call, true));
+}
+
+int ma_cuda_conv_transpose_fwd(const ma_call *call) {
+    ma_cuda *c = (ma_cuda *)call->stream;
+    void *x = target_of(call), *w = call->in[1]->data, *y = call->in[0]->data;
+    if (!alike(call) || !ma_cuda_dnn(c)) return -1;
+    if (run(c, SPREAD, call->out->type, window_of(call, true), x, w, y, call->work)) return -1;
+    return complete(call, false, false);
+}
+
+int ma_cuda_conv_transpose_bwd(const ma_call *call) {
+    return backward(call, true);
+}

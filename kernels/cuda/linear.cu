@@ -1,0 +1,113 @@
+/* linear: act(x·wᵀ + b). Backwards, with d = act'·dout: dx += d·w, dw += dᵀ·x, db += column sums of d.
+ *
+ * The bias is fused behind the product, and so is relu, and the tanh form of gelu in 16 bits (in fp32 cuBLASLt's is not
+ * exact enough). Other activations, the exact gelu among them, are one more pass over the result, in place.
+ */
+#include "cuda.h"
+#include "gemm.h"
+
+namespace {
+
+struct sizes {
+    int64_t rows, k, n; /* x (rows, k), w (n, k), out (rows, n) */
+};
+
+sizes sizes_of(const ma_call *call) {
+    const ma_tensor *w = call->in[1];
+    return {ma_count(call->out) / w->n[0], w->n[1], w->n[0]};
+}
+
+/* The backward's work: that of products and column sums, which come one after the other, then d. */
+size_t shared_work(const sizes &s) {
+    size_t columns = (ma_cuda_columns_work(s.rows, s.n) + 255) / 256 * 256;
+    return columns > MA_GEMM_WORK ? columns : MA_GEMM_WORK;
+}
+
+/* Whether the activation goes behind the product itself. */
+bool fuses(const ma_call *call, int64_t n) {
+    switch ((ma_act)call->i[0]) {
+    case MA_RELU: return true;
+    case MA_GELU_TANH: return call->out->type != MA_F32 && (!call->save[0] || n % 8 == 0);
+    default: return false;
+    }
+}
+
+bool alike(const ma_call *call) {
+    ma_type type = call->out->type;
+    return call->in[0]->type == type && call->in[1]->type == type && (!call->in[2] || call->in[2]->type == type) &&
+           (!call->save[0] || call->save[0]->type == type);
+}
+
+/* grad += op(a)·op(b), where t wants it. */
+int add_product(ma_cuda *c, const ma_tensor *t, ma_gemm g, void *work) {
+    if (!t->want) return 0;
+    g.batch = 1;
+    g.out = t->grad->type;
+    g.alpha = 1;
+    g.add = true;
+    g.c = t->grad->data;
+    return ma_cuda_gemm(c, &g, work);
+}
+
+} // namespace
+
+size_t ma_cuda_linear_work(ma_cuda *, const ma_call *call, bool backward) {
+    if (!backward) return MA_GEMM_WORK;
+    return shared_work(sizes_of(call)) + (call->i[0] == MA_NONE ? 0 : ma_bytes(call->out));
+}
+
+int ma_cuda_linear_fwd(const ma_call *call) {
+    ma_cuda *c = (ma_cuda *)call->stream;
+    sizes s = sizes_of(call);
+    const ma_tensor *b = call->in[2];
+    ma_act act = (ma_act)call->i[0], after = fuses(call, s.n) ? MA_NONE : act;
+    const void *bias = b ? b->data : NULL;
+    void *pre = call->save[0] ? call->save[0]->data : NULL, *out = call->out->data;
+    if (!alike(call)) return -1;
+
+    ma_gemm g = {};
+    g.tb = true;
+    g.batch = 1, g.m = s.rows, g.n = s.n, g.k = s.k;
+    g.in = g.out = call->out->type;
+    g.alpha = 1;
+    g.a = call->in[0]->data, g.b = call->in[1]->data, g.c = out;
+    g.bias = bias;
+    if (after != act) g.act = act, g.pre = pre;
+    if (!ma_cuda_gemm(c, &g, call->work))
+        return after == MA_NONE ? 0 : ma_cuda_bias_act(c, after, g.out, out, NULL, pre, out, s.rows, s.n);
+
+    /* Not so fused: the bare product, and all else in a second pass. */
+    g.bias = g.pre = NULL;
+    g.act = MA_NONE;
+    if (ma_cuda_gemm(c, &g, call->work)) return -1;
+    c->failure[0] = 0;
+    return !bias && act == MA_NONE ? 0 : ma_cuda_bias_act(c, act, g.out, out, bias, pre, out, s.rows, s.n);
+}
+
+int ma_cuda_linear_bwd(const ma_call *call) {
+    ma_cuda *c = (ma_cuda *)call->stream;
+    sizes s = sizes_of(call);
+    const ma_tensor *x = call->in[0], *w = call->in[1], *b = call->in[2], *dout = call->out->grad;
+    ma_type type = call->out->type;
+    ma_act act = (ma_act)call->i[0];
+    if (!alike(call) || dout->type != type) return -1;
+
+    const void *d = dout->data; // (rows, n)
+    if (act != MA_NONE) {
+        void *room = (char *)call->work + shared_work(s);
+        const void *pre = call->save[0] ? call->save[0]->data : NULL;
+        if (ma_cuda_act_grad(c, act, type, pre, call->out->data, d, room, s.rows * s.n)) return -1;
+        d = room;
+    }
+    ma_gemm dx = {}, dw = {};
+    dx.m = s.rows, dx.n = s.k, dx.k = s.n;
+    dx.a = d, dx.b = w->data; // (rows, n)·(n, k)
+    dw.ta = true;
+    dw.m = s.n, dw.n = s.k, dw.k = s.rows;
+    dw.a = d, dw.b = x->data; // (rows, n)ᵀ·(rows, k)
+    dx.in = dw.in = type;
+    if (add_product(c, x, dx, call->work) || add_product(c, w, dw, call->work)) return -1;
+    if (!b || !b->want) return 0;
+    if (b->grad->type != MA_F32) return -1;
+    return ma_cuda_add_columns(c, d, type, s.rows, s.n, (float *)b->grad->data, call->work);
+}
