@@ -55,6 +55,7 @@ OBJ     := $(SRC:%.c=$O/obj/%.o)
 TOOLS   := $(patsubst tools/%.c,$O/%,$(wildcard tools/ma-*.c))
 TESTS_C := $(patsubst tests/%.c,$O/tests/%,$(filter-out tests/bench/% tests/gpu/%,$(wildcard tests/*/*.c)))
 TESTS_G := $(patsubst tests/%.c,$O/tests/%,$(wildcard tests/gpu/*.c))
+GOLDEN  := $(filter $O/tests/golden/%,$(TESTS_C))
 TESTS_T := $(filter-out tests/gpu/%,$(wildcard tests/*/*.t))
 
 all: $(TOOLS)
@@ -79,7 +80,7 @@ $O/tests/%: $O/obj/tests/%.o $O/libma.a
 	@echo "  LINK $@"
 	$Q$(CC) $(ALL_CFLAGS) $(LDFLAGS) $^ -o $@ $(LIBS)
 
-.SECONDARY:
+.PRECIOUS: $O/obj/%.o
 -include $(shell find $O/obj -name '*.d' 2>/dev/null)
 
 # ---- what it does ----
@@ -103,8 +104,18 @@ check: deps-check
 
 check-programs: $(TESTS_C)
 
+# On a machine with a GPU: ops against the CPU's, the golden networks there, the tools, memory and races.
+check-gpu: all $(TESTS_G) $(GOLDEN)
+	@O=$O SHARED=$(SHARED) PYTHON=$(PYTHON) prove --timer -e '' $(TESTS_G) tests/gpu/tools.t
+	@MA_TEST_DEVICE=cuda SHARED=$(SHARED) prove --timer -e '' $(GOLDEN)
+	compute-sanitizer --tool memcheck --error-exitcode 1 $O/tests/gpu/parity small >/dev/null
+	compute-sanitizer --tool racecheck --error-exitcode 1 $O/tests/gpu/parity small >/dev/null
+
 bench-cpu: $O/tests/bench/cpu
 	$O/tests/bench/cpu
+
+bench: all $O/tests/bench/gpu
+	$O/tests/bench/gpu
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5
@@ -119,4 +130,4 @@ clean:
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
-.PHONY: all deps deps-check demo check check-programs bench-cpu install clean help
+.PHONY: all deps deps-check demo check check-programs check-gpu bench bench-cpu install clean help

@@ -15,6 +15,7 @@
 #include <omp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -164,6 +165,7 @@ int ma_flush_stdout(ma_err *e) {
 /* Signals */
 
 _Atomic int ma_stopped;
+_Static_assert(ATOMIC_INT_LOCK_FREE == 2, "a signal handler sets it");
 
 static void on_signal(int sig) {
     if (ma_stopped) { /* asked twice: now */

@@ -53,7 +53,7 @@ ma_device *ma_device_open(const char *name, bool plan, char note[160], ma_err *e
         ma_device *d = cuda(0, plan, &why);
         if (d && d->free_bytes) return d;
         ma_device_close(d); /* a plan opens without a GPU too; it is not what would run */
-        if (why.reason != MA_MISSING) snprintf(note, 160, "running on the CPU (%.130s)", why.text);
+        if (why.reason != MA_OK && why.reason != MA_MISSING) snprintf(note, 160, "running on the CPU (%.130s)", why.text);
         return ma_cpu_device(plan);
     }
     char *end = NULL;

@@ -31,8 +31,8 @@ size_t ma_bytes(const ma_tensor *);
 /* Activations that can be fused behind a linear map or a convolution. */
 typedef enum { MA_NONE, MA_RELU, MA_SIGMOID, MA_TANH, MA_SILU, MA_GELU, MA_GELU_TANH } ma_act;
 
-/* Every op has a forward function; these have a backward one, too: all but RAFT's look-up and upsampling, which are only
- * ever run. */
+/* Every op has a forward function; these have a backward one, too: all but RAFT's look-up and upsampling, which are
+ * only ever run. */
 #define MA_OPS_BACKWARD(X)                                                                                             \
     X(LINEAR, linear)                                                                                                  \
     X(MATMUL, matmul)                                                                                                  \

@@ -107,8 +107,7 @@ ma_tensor *ma_conv_transpose(ma_ctx *c, ma_tensor *x, ma_tensor *w, ma_tensor *b
     if (x->nd != 5 || w->nd != 5 || x->n[4] != w->n[0] || !is_vector(b, w->n[4]))
         return mismatch(c, MA_OP_CONV_TRANSPOSE, x, w);
     int64_t n[5] = {x->n[0], 0, 0, 0, w->n[4]};
-    for (int k = 0; k < 3; k++)
-        n[1 + k] = (x->n[1 + k] - 1) * v.stride[k] - v.before[k] - v.after[k] + w->n[1 + k];
+    for (int k = 0; k < 3; k++) n[1 + k] = (x->n[1 + k] - 1) * v.stride[k] - v.before[k] - v.after[k] + w->n[1 + k];
     return convolution(c, MA_OP_CONV_TRANSPOSE, x, w, b, v, act, n);
 }
 
@@ -123,7 +122,8 @@ ma_tensor *ma_attention(ma_ctx *c, ma_tensor *q, ma_tensor *k, ma_tensor *v, dou
 
 ma_tensor *ma_layer_norm(ma_ctx *c, ma_tensor *x, ma_tensor *g, ma_tensor *b, double eps) {
     if (!x) return NULL;
-    if (!g != !b || !is_vector(g, last(x)) || !is_vector(b, last(x))) return mismatch(c, MA_OP_LAYER_NORM, x, g ? g : b);
+    if (!g != !b || !is_vector(g, last(x)) || !is_vector(b, last(x)))
+        return mismatch(c, MA_OP_LAYER_NORM, x, g ? g : b);
     ma_call call = {.op = MA_OP_LAYER_NORM, .in = {x, g, b}, .f = {eps}, .out = like(c, x)};
     save_moments(c, &call, MA_SHAPE(ma_count(x) / last(x)));
     return ma_run(c, &call);
@@ -274,8 +274,8 @@ ma_tensor *ma_pool(ma_ctx *c, ma_tensor *x) {
 
 ma_tensor *ma_corr_lookup(ma_ctx *c, ma_tensor *coords, ma_tensor **level, int levels, int64_t radius) {
     if (!coords) return NULL;
-    if (coords->nd != 5 || coords->n[1] != 1 || coords->n[4] != 2 || coords->type != MA_F32 || levels < 1 || levels > 7 ||
-        radius < 1)
+    if (coords->nd != 5 || coords->n[1] != 1 || coords->n[4] != 2 || coords->type != MA_F32 || levels < 1 ||
+        levels > 7 || radius < 1)
         return mismatch(c, MA_OP_CORR_LOOKUP, coords, NULL);
     ma_call call = {.op = MA_OP_CORR_LOOKUP, .in = {coords}, .i = {radius, levels}};
     int64_t pixels = ma_count(coords) / 2, side = 2 * radius + 1;

@@ -336,7 +336,7 @@ int ma_exit_status(const ma_cli *cli, const ma_err *e, int out_fd) {
 
 static int refuse_terminal(const ma_cli *cli, int fd, ma_err *e) {
     if (cli->common.out || !isatty(fd)) return 0;
-    return ma_fail(e, MA_USAGE, "will not write a shard to a terminal: redirect it, pipe it on, or give -o FILE");
+    return ma_fail(e, MA_USAGE, "a shard is not for a terminal: redirect it, pipe it on, or give -o FILE");
 }
 
 ma_writer *ma_output_open(const ma_cli *cli, int fd, ma_err *e) {

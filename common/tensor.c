@@ -151,6 +151,10 @@ bool ma_recording(ma_ctx *c, bool on) {
     return was;
 }
 
+bool ma_recorded(const ma_ctx *c) {
+    return c->record;
+}
+
 ma_memory ma_ctx_memory(const ma_ctx *c) {
     return (ma_memory){.keep = c->keep.bytes - c->keep_grad,
                        .keep_grad = c->keep_grad,

@@ -74,6 +74,7 @@ void ma_reset(ma_ctx *); /* rewinds to the beginning */
 
 /* While off, nothing is recorded and nothing is saved for a backward pass. Returns what it was. */
 bool ma_recording(ma_ctx *, bool on);
+bool ma_recorded(const ma_ctx *); /* whether it is on */
 
 /* A block whose activations are not kept: forward without records, forward again in the backward pass. The block must
  * read activations only through in[]; its parameters are reached through self. Returns one tensor. */

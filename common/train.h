@@ -65,8 +65,8 @@ typedef struct ma_train {
  * checkpoint is always written, also when stopped by a signal (then e says so). */
 int ma_train_run(const ma_train *, int64_t *steps, ma_err *e);
 
-/* Member k of n items as one tensor (n, …), of the context's type or fp32. NULL: an optional one that is not there, or the
- * context has failed. */
+/* Member k of n items as one tensor (n, …), of the context's type or fp32. NULL: an optional one that is not there, or
+ * the context has failed. */
 ma_tensor *ma_items_tensor(ma_ctx *, const ma_item *, int n, int k, bool f32);
 
 /* Replaces the folder `to` by `from`, so that at any moment one of them is whole. */

@@ -1,6 +1,5 @@
 /* ma-sample: generates clips by DDIM from a text-to-video folder. Prompts are arguments, lines of standard input, or,
- * with
- * --shard, a shard's samples (KEY.txt, KEY.text.npy). Clip n of a prompt depends on (--seed, its key) alone.
+ * with --shard, a shard's samples (KEY.txt, KEY.text.npy). Clip n of a prompt depends on (--seed, its key) alone.
  *
  * Limits: the codec is the pixel codec; text reaches the network only as KEY.text.npy.
  */

@@ -460,8 +460,9 @@ ma_tensor *cogvideox_forward(ma_ctx *c, cogvideox *net, ma_tensor *x, const doub
     if (prepare_grid(c, net, frames, height, width)) return NULL;
     net->text_length = text ? text->n[1] : 0;
     ma_tensor *in[2] = {embed_tokens(c, net, x, text), embed_time(c, net, t, batch)};
+    const bool lean = run->checkpoint || !ma_recorded(c); /* without a backward pass nothing in a block need stay */
     for (int k = 0; k < net->c.layers; k++) {
-        in[0] = run->checkpoint ? ma_checkpoint(c, run_block, &net->blocks[k], in, 2) : run_block(c, &net->blocks[k], in);
+        in[0] = lean ? ma_checkpoint(c, run_block, &net->blocks[k], in, 2) : run_block(c, &net->blocks[k], in);
         if (!in[0]) return NULL;
         if (hidden && run->hidden_after == k + 1) {
             *hidden = ma_slice(c, in[0], 1, net->text_length, frames * height * width);

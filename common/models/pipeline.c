@@ -70,9 +70,11 @@ int ma_pipeline_write(const char *dir, const ma_pipeline *p, ma_err *e) {
                                 "  \"transformer\": [\"diffusers\", \"CogVideoXTransformer3DModel\"],\n"
                                 "  \"vae\": [\"ma-tools\", \"MaPixelCodec\"]\n}\n";
     char codec[160];
-    snprintf(codec, sizeof codec, "{\n  \"_class_name\": \"MaPixelCodec\",\n  \"patch_size\": %lld,\n  \"scaling_factor\": %.17g\n}\n",
+    snprintf(codec, sizeof codec,
+             "{\n  \"_class_name\": \"MaPixelCodec\",\n  \"patch_size\": %lld,\n  \"scaling_factor\": %.17g\n}\n",
              (long long)p->pixel, p->scaling);
-    if (write_text(dir, ".", "model_index.json", index, e) || write_text(dir, "vae", "config.json", codec, e)) return -1;
+    if (write_text(dir, ".", "model_index.json", index, e) || write_text(dir, "vae", "config.json", codec, e))
+        return -1;
     char *folder = path_in(dir, "scheduler", e), *path = folder ? path_in(folder, "scheduler_config.json", e) : NULL;
     int rc = path && !ma_make_dirs(folder, e) ? ma_schedule_write(path, &p->schedule, e) : -1;
     free(folder);

@@ -1,4 +1,5 @@
-/* relations: see relations.h. Sources: MoAlign, soft token-relation distillation; VideoREPA, its loss and ablations; REPA. */
+/* relations: see relations.h. Sources: MoAlign, soft token-relation distillation; VideoREPA, its loss and ablations;
+ * REPA. */
 #include "relations.h"
 
 #include <math.h>

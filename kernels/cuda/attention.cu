@@ -25,13 +25,14 @@ enum { Q = 1, K, V, OUT, LSE, SCALE, ONE, DOUT, DQ, DK, DV, DELTA }; /* numbers 
 struct sizes {
     int64_t batch, heads, l, m, d; /* l queries, m keys */
     ma_type type;
-    bool stats;  /* forward: lse is wanted */
-    int64_t all; /* heads in memory, of which `heads` are computed */
+    bool stats;   /* forward: lse is wanted */
+    int64_t all;  /* heads in memory, of which `heads` are computed */
+    int64_t keys; /* keys in memory, of which the first m are */
 };
 
 sizes sizes_of(const ma_call *call) {
     const ma_tensor *q = call->in[0], *k = call->in[1]; /* (B,L,H,D), (B,M,H,D) */
-    return {q->n[0], q->n[2], q->n[1], k->n[1], q->n[3], q->type, call->save[0] != NULL, q->n[2]};
+    return {q->n[0], q->n[2], q->n[1], k->n[1], q->n[3], q->type, call->save[0] != NULL, q->n[2], k->n[1]};
 }
 
 /* Sizes and strides as cuDNN names them, (B, H, rows, columns), of what lies as (B, rows, H, D) and so on. */
@@ -48,9 +49,9 @@ struct layouts {
 };
 
 layouts layouts_of(const sizes &s) {
-    int64_t b = s.batch, h = s.heads, l = s.l, m = s.m, d = s.d, ld = s.all * d;
-    return {{b, h, l, d},    {l * ld, d, ld, 1},       {b, h, m, d}, {m * ld, d, ld, 1},
-            {b, h, d, m},    {m * ld, d, 1, ld},       {b, h, l, m}, {h * l * m, l * m, m, 1},
+    int64_t b = s.batch, h = s.heads, l = s.l, m = s.m, d = s.d, ld = s.all * d, sample = s.keys * ld;
+    return {{b, h, l, d},    {l * ld, d, ld, 1},       {b, h, m, d}, {sample, d, ld, 1},
+            {b, h, d, m},    {sample, d, 1, ld},       {b, h, l, m}, {h * l * m, l * m, m, 1},
             {b, h, m, l},    {h * l * m, l * m, 1, m}, {b, h, l, 1}, {s.all * l, l, 1, 1},
             {h * l, l, 1, 1}};
 }
@@ -123,17 +124,24 @@ ma_plan make_backward(ma_cuda *c, const void *of) {
     return g.finish(false);
 }
 
-/* Whether cuDNN is to be asked at all. A single query with a single key it does not take; before 9.16 its backward is
- * wrong, without a mask, where the keys do not fill its tiles; in 9.10.0 and 9.10.1 it is wrong altogether. */
+/* Whether cuDNN is to be asked at all. A single query with a single key it does not take; in 9.10.0 and 9.10.1 its
+ * backward is wrong. */
 bool fits(const sizes &s, bool backward) {
     size_t version = cudnnGetVersion();
-    if (s.type == MA_F32 || s.d % 8 || s.d > 128 || (s.l == 1 && s.m == 1)) return false;
-    return !backward || (version != 91000 && version != 91001 && (version >= 91600 || s.m % 128 == 0));
+    if (s.type == MA_F32 || s.d % 8 || s.d > 128 || s.m < 1 || (s.l == 1 && s.m == 1)) return false;
+    return !backward || (version != 91000 && version != 91001);
+}
+
+/* The keys that cuDNN's backward may have: before 9.16 it is wrong, without a mask, where they do not fill its tiles.
+ * What is left, less than a tile, goes through our own kernels: gradients are sums over keys. */
+sizes bulk_of(sizes s) {
+    if (cudnnGetVersion() < 91600) s.m = s.m / 128 * 128;
+    return s;
 }
 
 const ma_plan *plan_of(ma_cuda *c, const sizes &s, bool backward) {
     if (!fits(s, backward)) return NULL;
-    return ma_plan_of(c, {'a', backward, s.type, s.stats, s.batch, s.heads, s.l, s.m, s.d, s.all},
+    return ma_plan_of(c, {'a', backward, s.type, s.stats, s.batch, s.heads, s.l, s.m, s.d, s.all, s.keys},
                       backward ? make_backward : make_forward, &s);
 }
 
@@ -165,6 +173,7 @@ enum { TILE = 64, SIDE = 16, THREADS = SIDE * SIDE, EACH = TILE / SIDE };
 /* Where the values of one head begin, and how far its tokens are apart. */
 struct view {
     int64_t heads, l, m, d;
+    int64_t keys; /* in memory; k and v point at the first of m */
     float scale;
     __device__ int64_t ld() const {
         return heads * d;
@@ -173,7 +182,7 @@ struct view {
         return head / heads * l * ld() + head % heads * d;
     }
     __device__ int64_t key(int64_t head) const {
-        return head / heads * m * ld() + head % heads * d;
+        return head / heads * keys * ld() + head % heads * d;
     }
 };
 
@@ -389,7 +398,8 @@ template <class F> bool allow(ma_cuda *c, F *kernel, size_t bytes) {
 
 view view_of(const ma_call *call) {
     const ma_tensor *q = call->in[0];
-    return {q->n[2], q->n[1], call->in[1]->n[1], q->n[3], (float)call->f[0]};
+    int64_t m = call->in[1]->n[1];
+    return {q->n[2], q->n[1], m, q->n[3], m, (float)call->f[0]};
 }
 
 int64_t blocks_of(int64_t heads, int64_t n) {
@@ -415,25 +425,27 @@ struct results {
     void *scratch;
 };
 
-template <class T, int STEPS> int backward_as(const ma_call *call, const results &to) {
+/* The keys from `first` on. dq, where it holds the part of the keys before, is written anew: it is added there first. */
+template <class T, int STEPS> int backward_as(const ma_call *call, const results &to, int64_t first) {
     ma_cuda *c = (ma_cuda *)call->stream;
     const ma_tensor *q = call->in[0], *k = call->in[1], *v = call->in[2];
-    int64_t heads = q->n[0] * q->n[2], rows = heads * q->n[1];
-    int64_t groups = (rows - 1) / (THREADS / 32) + 1, blocks = blocks_of(heads, q->n[1] > k->n[1] ? q->n[1] : k->n[1]);
+    view a = view_of(call);
+    a.m -= first;
+    int64_t heads = q->n[0] * q->n[2], rows = heads * a.l, at = first * a.heads * a.d;
+    int64_t groups = (rows - 1) / (THREADS / 32) + 1, blocks = blocks_of(heads, a.l > a.m ? a.l : a.m);
     size_t bytes = sizeof(backward_room<STEPS>);
     if (groups > INT_MAX || blocks > INT_MAX || !allow(c, queries_bwd<T, STEPS>, bytes) ||
         !allow(c, keys_bwd<T, STEPS>, bytes))
         return -1;
-    view a = view_of(call);
-    const T *dout = (const T *)call->out->grad->data;
+    const T *dout = (const T *)call->out->grad->data, *keys = (const T *)k->data + at, *values = (const T *)v->data + at;
     const float *lse = (const float *)call->save[0]->data;
     row_products<T><<<(unsigned)groups, THREADS, 0, c->stream>>>(a, rows, (const T *)call->out->data, dout, to.delta);
     if (q->want)
-        queries_bwd<T, STEPS><<<(unsigned)blocks_of(heads, q->n[1]), THREADS, bytes, c->stream>>>(
-            a, (const T *)q->data, (const T *)k->data, (const T *)v->data, dout, lse, to.delta, (T *)to.dq);
+        queries_bwd<T, STEPS><<<(unsigned)blocks_of(heads, a.l), THREADS, bytes, c->stream>>>(
+            a, (const T *)q->data, keys, values, dout, lse, to.delta, (T *)to.dq);
     if (k->want || v->want)
-        keys_bwd<T, STEPS><<<(unsigned)blocks_of(heads, k->n[1]), THREADS, bytes, c->stream>>>(
-            a, (const T *)q->data, (const T *)k->data, (const T *)v->data, dout, lse, to.delta, (T *)to.dk, (T *)to.dv);
+        keys_bwd<T, STEPS><<<(unsigned)blocks_of(heads, a.m), THREADS, bytes, c->stream>>>(
+            a, (const T *)q->data, keys, values, dout, lse, to.delta, (T *)to.dk + at, (T *)to.dv + at);
     return ma_cuda_launched(call);
 }
 
@@ -472,7 +484,7 @@ int run_chunk(const ma_call *call, const sizes &part, const results &to, int64_t
     if (!p) return -1;
     const float scale = (float)call->f[0], one = 1;
     int64_t item = 2, ld = part.all * part.d; /* bytes a value; values a token */
-    int64_t query = (b * part.l * ld + h * part.d) * item, key = (b * part.m * ld + h * part.d) * item;
+    int64_t query = (b * part.l * ld + h * part.d) * item, key = (b * part.keys * ld + h * part.d) * item;
     auto at = [](const void *base, int64_t bytes) { return (const void *)((const char *)base + bytes); };
     const float *lse = (const float *)call->save[0]->data + (b * part.all + h) * part.l;
     return ma_plan_run(c, p,
@@ -512,8 +524,8 @@ bool chunks_known(ma_cuda *c, const sizes &s, size_t *scratch) {
     return true;
 }
 
-int run_chunks(const ma_call *call, const results &to) {
-    sizes s = sizes_of(call), chunk = chunk_of(s);
+int run_chunks(const ma_call *call, const sizes &s, const results &to) {
+    sizes chunk = chunk_of(s);
     for (int64_t b = 0; b < s.batch; b += chunk.batch)
         for (int64_t h = 0; h < s.heads; h += chunk.heads)
             if (run_chunk(call, cut(chunk, s.batch - b, s.heads - h), to, b, h)) return -1;
@@ -529,7 +541,7 @@ int add_gradient(const ma_call *call, const ma_tensor *t, const void *part) {
 
 /* In a plan, which has no cuDNN to ask, its scratch is what its plans were seen to need. */
 size_t ma_cuda_attention_work(ma_cuda *c, const ma_call *call, bool backward) {
-    sizes s = sizes_of(call), part = chunk_of(s);
+    sizes s = backward ? bulk_of(sizes_of(call)) : sizes_of(call), part = fits(s, backward) ? chunk_of(s) : s;
     if (c->device.plan) {
         size_t scratch = (size_t)(part.batch * part.heads) * head_scratch(s) + EXTRA;
         if (!backward) return EXTRA;
@@ -537,7 +549,7 @@ size_t ma_cuda_attention_work(ma_cuda *c, const ma_call *call, bool backward) {
     }
     if (backward) {
         size_t scratch;
-        return lay_out(call, NULL) + (chunks_known(c, s, &scratch) ? scratch : 0);
+        return lay_out(call, NULL) + (fits(s, true) && chunks_known(c, s, &scratch) ? scratch : 0);
     }
     const ma_plan *p = plan_of(c, s, false);
     return p ? p->work : 0;
@@ -561,13 +573,14 @@ int ma_cuda_attention_bwd(const ma_call *call) {
     if (!alike(call) || out->grad->type != out->type || !ma_cuda_dnn(c)) return -1;
     results to;
     lay_out(call, &to);
+    sizes all = sizes_of(call), bulk = bulk_of(all);
     size_t scratch;
-    bool dnn = ma_graph_aligned({q->data, k->data, v->data, out->data, out->grad->data}) &&
-               chunks_known(c, sizes_of(call), &scratch);
-    int failed =
-        dnn ? run_chunks(call, to)
-            : with_steps(call, [&](auto t, auto steps) { return backward_as<decltype(t), steps.value>(call, to); });
-    if (failed || add_gradient(call, q, to.dq) || add_gradient(call, k, to.dk) || add_gradient(call, v, to.dv))
-        return -1;
+    if (!fits(bulk, true) || !ma_graph_aligned({q->data, k->data, v->data, out->data, out->grad->data}) ||
+        !chunks_known(c, bulk, &scratch))
+        bulk.m = 0;
+    auto own = [&](auto t, auto steps) { return backward_as<decltype(t), steps.value>(call, to, bulk.m); };
+    if (bulk.m && (run_chunks(call, bulk, to) || add_gradient(call, q, to.dq))) return -1;
+    if (bulk.m < all.m && (with_steps(call, own) || add_gradient(call, q, to.dq))) return -1;
+    if (add_gradient(call, k, to.dk) || add_gradient(call, v, to.dv)) return -1;
     return 0;
 }

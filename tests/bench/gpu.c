@@ -1,7 +1,7 @@
 /* gpu: what the CUDA half takes for the work of the published sizes, beside its physical floor: operations over the rate
  * of this card's matrix units and bytes over its memory bandwidth, both measured first. Random weights.
  *     build/tests/bench/gpu [SECTION…]      sections: limits attention conv linear videomae raft subspace cogvideox train
- * One line a figure: name, median ms of the runs (min, max), rate, the floor in ms, time over floor.
+ * PROFILE=1: and what each op took. One line a figure: name, median ms of the runs (min, max), rate, the floor in ms, time over floor.
  */
 #include "../../common/models/motion.h"
 #include "../../common/models/cogvideox.h"
@@ -26,6 +26,49 @@ static int by_value(const void *a, const void *b) {
     return (*x > *y) - (*x < *y);
 }
 
+/* ---- where the time goes: every kernel of the table, timed by itself ---- */
+
+static ma_kernel plain[2][MA_NOPS];
+static double spent[2][MA_NOPS];
+static int calls[2][MA_NOPS];
+static ma_device *timed_device;
+
+static int timed(const ma_call *call, int backward) {
+    timed_device->timer(timed_device, false);
+    int rc = plain[backward][call->op](call);
+    spent[backward][call->op] += timed_device->timer(timed_device, true);
+    calls[backward][call->op]++;
+    return rc;
+}
+
+static int timed_fwd(const ma_call *call) {
+    return timed(call, 0);
+}
+
+static int timed_bwd(const ma_call *call) {
+    return timed(call, 1);
+}
+
+/* One run with every op on a clock of its own; its launches do not overlap, so the sum is more than the run takes. */
+static void profile(bench *b, body run, void *with) {
+    ma_device *d = timed_device = b->dev;
+    memcpy(plain[0], d->fwd, sizeof plain[0]);
+    memcpy(plain[1], d->bwd, sizeof plain[1]);
+    memset(spent, 0, sizeof spent);
+    memset(calls, 0, sizeof calls);
+    for (int k = 0; k < MA_NOPS; k++) {
+        if (d->fwd[k]) d->fwd[k] = timed_fwd;
+        if (d->bwd[k]) d->bwd[k] = timed_bwd;
+    }
+    run(b, with);
+    memcpy(d->fwd, plain[0], sizeof plain[0]);
+    memcpy(d->bwd, plain[1], sizeof plain[1]);
+    for (int way = 0; way < 2; way++)
+        for (int k = 0; k < MA_NOPS; k++)
+            if (calls[way][k])
+                printf("    %-16s %s %5d calls %9.3f ms\n", ma_op_name((ma_op)k), way ? "backward" : "forward ", calls[way][k], spent[way][k]);
+}
+
 /* Runs and prints; the median in ms. */
 static double measure(bench *b, const char *name, body run, void *with, double flop, double bytes, double items) {
     enum { RUNS = 7 };
@@ -45,6 +88,7 @@ static double measure(bench *b, const char *name, body run, void *with, double f
     if (floor_ms > 0) printf(" floor %.3f ms, %.2f of it", floor_ms, median / floor_ms);
     printf(" memory %.1f GiB\n", (double)(m.keep + m.keep_grad + m.stack_peak + m.pool + m.work) / (1 << 30));
     if (ma_failed(b->c)) printf("%s: FAILED: %s\n", name, ma_ctx_err(b->c)->text);
+    if (getenv("PROFILE")) profile(b, run, with);
     fflush(stdout);
     return median;
 }
@@ -271,7 +315,9 @@ static void run_2b(bench *b, void *with) {
     net *n = with;
     const cogvideox_run run = {0};
     const double t[2] = {500, 500};
+    bool was = ma_recording(b->c, false);
     cogvideox_forward(b->c, n->dit, n->x, t, n->y, &run, NULL);
+    ma_recording(b->c, was);
     ma_reset(b->c);
 }
 

@@ -100,17 +100,18 @@ static inline golden golden_begin(const ma_weights *fixture, const char *name) {
     g.weights = golden_weights(cJSON_GetObjectItem(g.meta, "params"));
     char note[160];
     ma_err e = {0};
-    ma_device *cpu = ma_device_open("cpu", false, note, &e);
-    golden_need(cpu, "cpu", &e);
-    g.ctx = ma_ctx_new(cpu, &e);
+    const char *where = getenv("MA_TEST_DEVICE"); /* make check-gpu runs these tests there too */
+    ma_device *device = ma_device_open(where ? where : "cpu", false, note, &e);
+    golden_need(device, where ? where : "cpu", &e);
+    g.ctx = ma_ctx_new(device, &e);
     golden_need(g.ctx, "context", &e);
     return g;
 }
 
 static inline void golden_end(golden *g) {
-    ma_device *cpu = ma_ctx_device(g->ctx);
+    ma_device *device = ma_ctx_device(g->ctx);
     ma_ctx_free(g->ctx);
-    ma_device_close(cpu);
+    ma_device_close(device);
     ma_weights_close(g->weights);
     cJSON_Delete(g->meta);
 }

@@ -111,8 +111,13 @@ static void check(const char *dir, const char *weights_path) {
     char note[160];
     ma_err e = {0};
     ma_weights *weights = ma_weights_open(weights_path, &e);
-    ma_device *cpu = ma_device_open("cpu", false, note, &e);
-    ma_ctx *c = ma_ctx_new(cpu, &e);
+    const char *name = getenv("MA_TEST_DEVICE");
+    ma_device *device = ma_device_open(name ? name : "cpu", false, note, &e);
+    ma_ctx *c = device ? ma_ctx_new(device, &e) : NULL;
+    if (!c) {
+        ok(false, "%s", e.text);
+        return;
+    }
     raft *net = weights ? raft_load(c, weights) : NULL;
     if (ok(net, "loads %s", net ? raft_flavour(net) : weights ? ma_ctx_err(c)->text : e.text))
         for (size_t i = 0; i < sizeof scenes / sizeof *scenes; i++) {
@@ -125,7 +130,7 @@ static void check(const char *dir, const char *weights_path) {
         }
     raft_free(net);
     ma_ctx_free(c);
-    ma_device_close(cpu);
+    ma_device_close(device);
     ma_weights_close(weights);
 }
 
