@@ -30,7 +30,7 @@ static int options(const ma_cli *cli, ma_common *c, ma_opt table[NOPTS + 1]) {
         {"out", 'o', MA_OPT_TEXT, &c->out, "FILE", "write FILE, complete or not at all (default standard output)", 0,
          0},
         {"files-from", 0, MA_OPT_TEXT, &c->files_from, "FILE", "more inputs, one a line; - is standard input", 0, 0},
-        {"device", 'd', MA_OPT_TEXT, &c->device, "DEVICE", "auto, cpu, cuda or cuda:N (default auto)", 0, 0},
+        {"device", 'd', MA_OPT_TEXT, &c->device, "DEVICE", "auto, cpu, cuda or cuda:N (default $MA_DEVICE, or auto)", 0, 0},
         {"dtype", 0, MA_OPT_CHOICE, &c->dtype, "auto|f32|bf16|f16|tf32", "type to compute in (default auto)", 0, 0},
         {"threads", 'j', MA_OPT_INT, &c->threads, "N", "CPU threads; 0 is all (default 0)", 0, 4096},
         {"seed", 0, MA_OPT_INT, &c->seed, "N", "seed of all random numbers (default 0)", 0, INFINITY},

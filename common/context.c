@@ -3,13 +3,15 @@
 #include "context.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 int ma_context_open(const ma_cli *cli, ma_device **dev, ma_ctx **c, ma_err *e) {
     enum { BF16 = 2, F16 = 3, TF32 = 4 }; /* of --dtype */
     static const char *const names[] = {"auto", "f32", "bf16", "f16", "tf32"};
     int asked = cli->common.dtype;
     char note[160] = "";
-    const char *name = cli->common.device ? cli->common.device : "auto";
+    const char *wish = getenv("MA_DEVICE");
+    const char *name = ma_cli_given(cli, "device") || !wish || !*wish ? cli->common.device : wish;
     if (!(*dev = ma_device_open(name, cli->common.dry_run, note, e))) return -1;
     if (*note) ma_say(cli, 1, "%s", note);
     ma_type type = asked == BF16 ? MA_BF16 : asked == F16 ? MA_F16 : MA_F32;

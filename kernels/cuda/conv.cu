@@ -8,14 +8,20 @@
  * cuDNN is told of as few dimensions as will do: where the kernel does not reach over time, times are samples; where it
  * reaches over time alone, rows are columns. Its engines for two dimensions are more, and better.
  *
+ * Where windows are patches that tile x side by side, GATHER of conv is one product instead (cuDNN pads 3 channels to 8
+ * and more): a patch, its values in w's order, is a row of a matrix. Where patches reach over w alone, 1×1×1 among them,
+ * x is that matrix as it lies, and backwards it is products, too; else patches are copied to the workspace first.
+ *
  * What cuDNN does not take (an address aligned to less than 16 bytes; shapes without an engine) plain kernels compute:
  * right, but slow. Backwards cuDNN overwrites: the result goes to the workspace and is then added. In 16 bits dw is
  * rounded to 16 bits before it is added, as there is no engine that writes it in fp32.
  *
  * Limits: a plan without a GPU does not know cuDNN's scratch: it is taken to be the copies with padded channels that
  * engines make in 16 bits, and in fp32 those with the channels first. */
+#include "gemm.h"
 #include "graph.h"
 
+#include <climits>
 #include <cstring>
 
 namespace {
@@ -379,30 +385,89 @@ int backward(const ma_call *call, bool transposed) {
     return 0;
 }
 
+/* ---- patches ---- */
+
+/* Windows side by side that tile x. */
+bool tiled(const window &v) {
+    if (v.wide[2] * v.c > INT_MAX) return false; /* a line, which is counted in 32 bits */
+    for (int d = 0; d < 3; d++)
+        if (v.stride[d] != v.k[d] || v.narrow[d] * v.k[d] != v.wide[d] || v.before[d] || v.after[d]) return false;
+    return true;
+}
+
+/* Of patches: whether x is their matrix as it lies. */
+bool lies(const window &v) {
+    return v.k[0] == 1 && v.k[1] == 1;
+}
+
+ma_dense dense_of(const ma_call *call, const window &v) {
+    return {rows_of(v), volume(v.k) * v.c, v.o, act_of(call)};
+}
+
+/* x to patches (B,T',H',W', kt,kh,kw·C), a warp a line of x, which is W' runs of kw·C values, one for each of W'
+ * patches. U: what is copied at a time; run: so many of them. As T = T'·kt, samples need not be told apart. */
+template <class U> __global__ void copy_lines(window v, unsigned run, const U *__restrict__ x, U *__restrict__ to) {
+    int64_t line = (int64_t)blockIdx.x * GROUPS + threadIdx.y, t = line / v.wide[1], h = line % v.wide[1];
+    if (line >= v.batch * v.wide[0] * v.wide[1]) return;
+    int64_t first = (t / v.k[0] * v.narrow[1] + h / v.k[1]) * v.narrow[2]; /* the leftmost patch */
+    int64_t patch = v.k[0] * v.k[1] * run, tap = t % v.k[0] * v.k[1] + h % v.k[1];
+    unsigned width = (unsigned)v.narrow[2] * run;
+    x += line * width;
+    to += first * patch + tap * run;
+    for (unsigned i = threadIdx.x; i < width; i += LANES) to[i / run * patch + i % run] = x[i];
+}
+
+/* 16 bytes at a time where runs and address allow, else value by value. `to` is on 256 bytes. */
+template <class T> int copy_patches(ma_cuda *c, const window &v, const void *x, void *to) {
+    size_t run = (size_t)(v.k[2] * v.c), wide = sizeof(uint4) / sizeof(T);
+    unsigned blocks = (unsigned)((v.batch * v.wide[0] * v.wide[1] + GROUPS - 1) / GROUPS);
+    dim3 threads(LANES, GROUPS);
+    if (run % wide == 0 && (uintptr_t)x % sizeof(uint4) == 0)
+        copy_lines<<<blocks, threads, 0, c->stream>>>(v, (unsigned)(run / wide), (const uint4 *)x, (uint4 *)to);
+    else
+        copy_lines<<<blocks, threads, 0, c->stream>>>(v, (unsigned)run, (const T *)x, (T *)to);
+    return ma_cuda_bad(c, cudaGetLastError(), "patches") ? -1 : 0;
+}
+
+int forward_tiled(const ma_call *call, const window &v) {
+    ma_cuda *c = (ma_cuda *)call->stream;
+    ma_dense s = dense_of(call, v);
+    const ma_tensor *x = call->in[0];
+    if (lies(v)) return ma_cuda_dense_fwd(call, s, x->data);
+    void *patches = (char *)call->work + ma_cuda_dense_work(call, s, false); /* (rows, taps·C) */
+    if (ma_dispatch(x->type, [&](auto t) { return copy_patches<decltype(t)>(c, v, x->data, patches); })) return -1;
+    return ma_cuda_dense_fwd(call, s, patches);
+}
+
 } // namespace
 
 size_t ma_cuda_conv_work(ma_cuda *c, const ma_call *call, bool backward) {
+    window v = window_of(call, false);
+    if (tiled(v) && (lies(v) || !backward))
+        return ma_cuda_dense_work(call, dense_of(call, v), backward) + (lies(v) ? 0 : ma_bytes(call->in[0]));
     if (backward) return parts_of(c, call, false).bytes;
-    return fused_scratch(c, call->out->type, window_of(call, false), call->in[2],
-                         call->save[0] ? MA_NONE : act_of(call));
+    return fused_scratch(c, call->out->type, v, call->in[2], call->save[0] ? MA_NONE : act_of(call));
 }
 
 int ma_cuda_conv_fwd(const ma_call *call) {
     ma_cuda *c = (ma_cuda *)call->stream;
     ma_type type = call->out->type;
+    window v = window_of(call, false);
+    if (tiled(v)) return forward_tiled(call, v);
     if (!alike(call) || !ma_cuda_dnn(c)) return -1;
-    what a = plain(c, GATHER, type, window_of(call, false));
+    what a = plain(c, GATHER, type, v);
     void *x = call->in[0]->data, *w = call->in[1]->data, *bias = bias_of(call), *y = target_of(call);
     const ma_plan *p = NULL;
     if (ma_graph_aligned({x, w, bias, y})) p = fused_plan(c, &a, bias, call->save[0] ? MA_NONE : act_of(call));
-    int failed = !p       ? slowly(c, GATHER, type, a.v, x, w, y)
+    int failed = !p       ? slowly(c, GATHER, type, v, x, w, y)
                  : a.bias ? ma_plan_run(c, p, {{X, x}, {W, w}, {Y, y}, {BIAS, bias}}, call->work)
                           : ma_plan_run(c, p, {{X, x}, {W, w}, {Y, y}}, call->work);
     return failed ? -1 : complete(call, a.bias, a.act != MA_NONE);
 }
 
 int ma_cuda_conv_bwd(const ma_call *call) {
-    return backward(call, false);
+    window v = window_of(call, false);
+    return tiled(v) && lies(v) ? ma_cuda_dense_bwd(call, dense_of(call, v)) : backward(call, false);
 }
 
 size_t ma_cuda_conv_transpose_work(ma_cuda *c, const ma_call *call, bool backward) {

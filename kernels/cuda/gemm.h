@@ -1,7 +1,7 @@
 /* gemm: matrix products on cuBLASLt, row-major as everywhere (kernels/cpu/gemm.h). How a product is computed is chosen
  * once for all that it depends on (sizes, types, what is fused, alignments), by cuBLASLt's heuristics and without
- * timing, so that a run repeated makes the same choices; the choice is kept with the device. linear.cu and matmul.cu
- * use this. */
+ * timing, so that a run repeated makes the same choices; the choice is kept with the device. linear.cu, matmul.cu and
+ * conv.cu use this. */
 #ifndef MA_CUDA_GEMM_H
 #define MA_CUDA_GEMM_H
 
@@ -29,5 +29,21 @@ constexpr size_t MA_GEMM_WORK = (size_t)32 << 20;
 int ma_cuda_gemm(ma_cuda *, const ma_gemm *, void *work);
 /* When the device closes: forgets what was chosen. */
 void ma_cuda_gemm_close(ma_cuda *);
+
+/* ---- act(x·wᵀ + b), for every op that comes to it; in linear.cu ---- */
+
+/* A call's tensors as matrices, whatever their dimensions: x (rows, k), w (n, k), out (rows, n). As linear has them, the
+ * call's in[1] is w, in[2] is b (n) or NULL, and save[0] is what act is taken of. */
+typedef struct ma_dense {
+    int64_t rows, k, n;
+    ma_act act;
+} ma_dense;
+
+/* Scratch bytes in call->work, on 256 bytes unless backward. */
+size_t ma_cuda_dense_work(const ma_call *, ma_dense, bool backward);
+/* x lies where the caller says: in in[0], or gathered from it behind the scratch. */
+int ma_cuda_dense_fwd(const ma_call *, ma_dense, const void *x);
+/* x is in[0]. */
+int ma_cuda_dense_bwd(const ma_call *, ma_dense);
 
 #endif

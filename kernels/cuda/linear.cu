@@ -8,26 +8,22 @@
 
 namespace {
 
-struct sizes {
-    int64_t rows, k, n; /* x (rows, k), w (n, k), out (rows, n) */
-};
-
-sizes sizes_of(const ma_call *call) {
+ma_dense dense_of(const ma_call *call) {
     const ma_tensor *w = call->in[1];
-    return {ma_count(call->out) / w->n[0], w->n[1], w->n[0]};
+    return {ma_count(call->out) / w->n[0], w->n[1], w->n[0], (ma_act)call->i[0]};
 }
 
 /* The backward's work: that of products and column sums, which come one after the other, then d. */
-size_t shared_work(const sizes &s) {
+size_t shared_work(const ma_dense &s) {
     size_t columns = (ma_cuda_columns_work(s.rows, s.n) + 255) / 256 * 256;
     return columns > MA_GEMM_WORK ? columns : MA_GEMM_WORK;
 }
 
 /* Whether the activation goes behind the product itself. */
-bool fuses(const ma_call *call, int64_t n) {
-    switch ((ma_act)call->i[0]) {
+bool fuses(const ma_call *call, const ma_dense &s) {
+    switch (s.act) {
     case MA_RELU: return true;
-    case MA_GELU_TANH: return call->out->type != MA_F32 && (!call->save[0] || n % 8 == 0);
+    case MA_GELU_TANH: return call->out->type != MA_F32 && (!call->save[0] || s.n % 8 == 0);
     default: return false;
     }
 }
@@ -51,16 +47,15 @@ int add_product(ma_cuda *c, const ma_tensor *t, ma_gemm g, void *work) {
 
 } // namespace
 
-size_t ma_cuda_linear_work(ma_cuda *, const ma_call *call, bool backward) {
+size_t ma_cuda_dense_work(const ma_call *call, ma_dense s, bool backward) {
     if (!backward) return MA_GEMM_WORK;
-    return shared_work(sizes_of(call)) + (call->i[0] == MA_NONE ? 0 : ma_bytes(call->out));
+    return shared_work(s) + (s.act == MA_NONE ? 0 : ma_bytes(call->out));
 }
 
-int ma_cuda_linear_fwd(const ma_call *call) {
+int ma_cuda_dense_fwd(const ma_call *call, ma_dense s, const void *x) {
     ma_cuda *c = (ma_cuda *)call->stream;
-    sizes s = sizes_of(call);
     const ma_tensor *b = call->in[2];
-    ma_act act = (ma_act)call->i[0], after = fuses(call, s.n) ? MA_NONE : act;
+    ma_act act = s.act, after = fuses(call, s) ? MA_NONE : act;
     const void *bias = b ? b->data : NULL;
     void *pre = call->save[0] ? call->save[0]->data : NULL, *out = call->out->data;
     if (!alike(call)) return -1;
@@ -70,7 +65,7 @@ int ma_cuda_linear_fwd(const ma_call *call) {
     g.batch = 1, g.m = s.rows, g.n = s.n, g.k = s.k;
     g.in = g.out = call->out->type;
     g.alpha = 1;
-    g.a = call->in[0]->data, g.b = call->in[1]->data, g.c = out;
+    g.a = x, g.b = call->in[1]->data, g.c = out;
     g.bias = bias;
     if (after != act) g.act = act, g.pre = pre;
     if (!ma_cuda_gemm(c, &g, call->work))
@@ -84,19 +79,17 @@ int ma_cuda_linear_fwd(const ma_call *call) {
     return !bias && act == MA_NONE ? 0 : ma_cuda_bias_act(c, act, g.out, out, bias, pre, out, s.rows, s.n);
 }
 
-int ma_cuda_linear_bwd(const ma_call *call) {
+int ma_cuda_dense_bwd(const ma_call *call, ma_dense s) {
     ma_cuda *c = (ma_cuda *)call->stream;
-    sizes s = sizes_of(call);
     const ma_tensor *x = call->in[0], *w = call->in[1], *b = call->in[2], *dout = call->out->grad;
     ma_type type = call->out->type;
-    ma_act act = (ma_act)call->i[0];
     if (!alike(call) || dout->type != type) return -1;
 
     const void *d = dout->data; // (rows, n)
-    if (act != MA_NONE) {
+    if (s.act != MA_NONE) {
         void *room = (char *)call->work + shared_work(s);
         const void *pre = call->save[0] ? call->save[0]->data : NULL;
-        if (ma_cuda_act_grad(c, act, type, pre, call->out->data, d, room, s.rows * s.n)) return -1;
+        if (ma_cuda_act_grad(c, s.act, type, pre, call->out->data, d, room, s.rows * s.n)) return -1;
         d = room;
     }
     ma_gemm dx = {}, dw = {};
@@ -110,4 +103,16 @@ int ma_cuda_linear_bwd(const ma_call *call) {
     if (!b || !b->want) return 0;
     if (b->grad->type != MA_F32) return -1;
     return ma_cuda_add_columns(c, d, type, s.rows, s.n, (float *)b->grad->data, call->work);
+}
+
+size_t ma_cuda_linear_work(ma_cuda *, const ma_call *call, bool backward) {
+    return ma_cuda_dense_work(call, dense_of(call), backward);
+}
+
+int ma_cuda_linear_fwd(const ma_call *call) {
+    return ma_cuda_dense_fwd(call, dense_of(call), call->in[0]->data);
+}
+
+int ma_cuda_linear_bwd(const ma_call *call) {
+    return ma_cuda_dense_bwd(call, dense_of(call));
 }

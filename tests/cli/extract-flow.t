@@ -2,6 +2,7 @@
 # extract-flow: ma-extract and ma-flow end to end on small clips: members, options, batches, bad input, exit status.
 # Weights are drawn here. PYTHON: an interpreter with NumPy (python3).
 O=${O:-build} PYTHON=${PYTHON:-python3} SHARED=${SHARED:-../shared}
+export MA_DEVICE=cpu
 dir=$(mktemp -d) || exit 2
 trap 'rm -rf "$dir"' EXIT
 n=0

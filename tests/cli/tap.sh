@@ -2,7 +2,7 @@
 # O: where the tools are. SHARED: assets. PYTHON: an interpreter. QUICK=1: less of what is slow. $dir: a folder of the
 # test's own, removed at its end.
 O=${O:-build} SHARED=${SHARED:-../shared} PYTHON=${PYTHON:-python3} QUICK=${QUICK:-}
-export LC_ALL=C
+export LC_ALL=C MA_DEVICE=cpu
 export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive} # a test's tools share the cores with each other
 dir=$(mktemp -d) || exit 2
 trap 'rm -rf "$dir"' EXIT
