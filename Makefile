@@ -104,18 +104,23 @@ check: deps-check
 
 check-programs: $(TESTS_C)
 
+# Tests lie deeper than the tools, beside which libma-cuda.so is looked for.
+ON_GPU  = LD_LIBRARY_PATH=$O:$$LD_LIBRARY_PATH
+
 # On a machine with a GPU: ops against the CPU's, the golden networks there, the tools, memory and races.
 check-gpu: all $(TESTS_G) $(GOLDEN)
-	@O=$O SHARED=$(SHARED) PYTHON=$(PYTHON) prove --timer -e '' $(TESTS_G) tests/gpu/tools.t
-	@MA_TEST_DEVICE=cuda SHARED=$(SHARED) prove --timer -e '' $(GOLDEN)
-	compute-sanitizer --tool memcheck --error-exitcode 1 $O/tests/gpu/parity small >/dev/null
-	compute-sanitizer --tool racecheck --error-exitcode 1 $O/tests/gpu/parity small >/dev/null
+	@$(ON_GPU) O=$O SHARED=$(SHARED) PYTHON=$(PYTHON) prove --timer -e '' $(TESTS_G) tests/gpu/tools.t
+	@$(ON_GPU) MA_TEST_DEVICE=cuda SHARED=$(SHARED) prove --timer -e '' $(GOLDEN)
+	$(ON_GPU) compute-sanitizer --tool memcheck --error-exitcode 1 $O/tests/gpu/parity small >/dev/null
+	$(ON_GPU) compute-sanitizer --tool racecheck --error-exitcode 1 $O/tests/gpu/parity small >/dev/null
 
 bench-cpu: $O/tests/bench/cpu
 	$O/tests/bench/cpu
 
 bench: all $O/tests/bench/gpu
-	$O/tests/bench/gpu
+	@{ printf '# Benchmarks\n\nWritten by `make bench` on %s; card and driver: %s; %s.\n\n```\n' "$$(date +%F)" \
+	"$$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1)" "$$($(NVCC) --version | tail -n 1)"; \
+	$(ON_GPU) $O/tests/bench/gpu && printf '```\n'; } | tee BENCHMARKS.md
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5

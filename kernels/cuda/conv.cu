@@ -8,9 +8,9 @@
  * cuDNN is told of as few dimensions as will do: where the kernel does not reach over time, times are samples; where it
  * reaches over time alone, rows are columns. Its engines for two dimensions are more, and better.
  *
- * Where windows are patches that tile x side by side, GATHER of conv is one product instead (cuDNN pads 3 channels to 8
- * and more): a patch, its values in w's order, is a row of a matrix. Where patches reach over w alone, 1×1×1 among them,
- * x is that matrix as it lies, and backwards it is products, too; else patches are copied to the workspace first.
+ * Where windows are patches that tile x side by side, conv forward is one product instead: cuDNN is slow at them where
+ * channels are few: a patch, its values in w's order, is a row of a matrix. Patches that reach over w alone, 1×1×1
+ * among them, lie in x as that matrix, and backwards it is products, too; others are copied to the workspace first.
  *
  * What cuDNN does not take (an address aligned to less than 16 bytes; shapes without an engine) plain kernels compute:
  * right, but slow. Backwards cuDNN overwrites: the result goes to the workspace and is then added. In 16 bits dw is

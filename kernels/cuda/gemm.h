@@ -32,8 +32,8 @@ void ma_cuda_gemm_close(ma_cuda *);
 
 /* ---- act(x·wᵀ + b), for every op that comes to it; in linear.cu ---- */
 
-/* A call's tensors as matrices, whatever their dimensions: x (rows, k), w (n, k), out (rows, n). As linear has them, the
- * call's in[1] is w, in[2] is b (n) or NULL, and save[0] is what act is taken of. */
+/* A call's tensors as matrices, whatever their dimensions: x (rows, k), w (n, k), out (rows, n). As linear has them,
+ * the call's in[1] is w, in[2] is b (n) or NULL, and save[0] is what act is taken of. */
 typedef struct ma_dense {
     int64_t rows, k, n;
     ma_act act;

@@ -2,11 +2,14 @@
  * the gradient to h:  dx = (f - mean(f) - h·mean(f·h)) / deviation.
  *
  * Layer norm is modulate without modulation. A row lies in the registers of 1 to 512 neighbouring threads, read once;
- * parameters and modulation rows gather their gradients by the column sums of pack.cuh. Group norm sums by channel over
- * parts of the positions, as differences from the channel's first element, so that a large mean cancels no digits; the
- * sums are put together in double.
- * Limits: rows of 8,192 elements. */
+ * parameters and modulation rows gather their gradients by the column sums of pack.cuh. Counting instructions is what
+ * keeps up with memory here: common widths, of one type throughout, have kernels of their own, where a warp or less
+ * takes a row (or several at a time, if short) and no type is looked at; all else goes to one with everything at run
+ * time. Group norm sums by channel over parts of the positions, as differences from the channel's first element, so
+ * that a large mean cancels no digits; the sums are put together in double. Limits: rows of 8,192 elements. */
 #include "pack.cuh"
+
+#include <type_traits>
 
 using namespace packs;
 
@@ -14,19 +17,19 @@ using namespace packs;
 
 namespace {
 
-enum { WIDEST = 512, HELD = 16 }; /* threads a row; elements a thread */
+enum { WIDEST = 512, HELD = 16, ANY = -1 }; /* threads a row; elements a thread; a type known at run time */
 
 struct layer {
     array x, gain, bias, mod;            /* gain, bias (C); mod (B,R,C); or none */
     int64_t rows, len, text;             /* rows of x in all; tokens of a sample */
     int64_t vectors, shift[2], scale[2]; /* R, and the rows of mod for video, text */
     int width;
-    float eps;
+    float share, eps; /* 1/width */
     __device__ int64_t shift_at(int64_t sample, bool is_text) const {
-        return (sample * vectors + shift[is_text]) * width;
+        return (sample * vectors + (is_text ? shift[1] : shift[0])) * width;
     }
     __device__ int64_t scale_at(int64_t sample, bool is_text) const {
-        return (sample * vectors + scale[is_text]) * width;
+        return (sample * vectors + (is_text ? scale[1] : scale[0])) * width;
     }
 };
 
@@ -45,6 +48,7 @@ layer layer_of(const ma_call *call) {
     l.rows = last(x) ? ma_count(x) / last(x) : 0;
     l.len = l.rows;
     l.width = last(x) > INT_MAX ? 0 : (int)last(x);
+    l.share = 1.0f / l.width;
     l.eps = (float)call->f[0];
     if (!mod) return l;
     l.len = x->n[1];
@@ -60,22 +64,50 @@ tokens layer_tokens(const ma_call *call) {
     return tokens_of(1, ma_count(x) / last(x), 0, last(x));
 }
 
-/* A row's part of this thread: PER packs, `lanes` packs apart. What is beyond the row is 0. */
-template <int N, int PER> struct row_part {
-    pack<N> v[PER];
-    __device__ void read(array a, int64_t start, int lane, int lanes, int width) {
-        raw<N> r[PER];
+/* The array with its type known when compiling, unless TYPE is ANY. */
+template <int TYPE> __device__ inline array typed(array a) {
+    return {a.p, TYPE == ANY ? a.type : (ma_type)TYPE};
+}
+
+template <int TYPE> __device__ inline layer typed(layer l) {
+    l.x = typed<TYPE>(l.x);
+    l.gain = typed<TYPE>(l.gain);
+    l.bias = typed<TYPE>(l.bias);
+    l.mod = typed<TYPE>(l.mod);
+    return l;
+}
+
+/* What a thread has of ROWS rows, `apart` rows apart: PER packs of each, `lanes` packs apart. What is not there is 0.
+ */
+template <int N, int PER, int ROWS> struct rows_part {
+    pack<N> v[ROWS][PER];
+    __device__ void read(array a, const layer &l, int64_t row, int apart, int lane, int lanes) {
+        raw<N> r[ROWS][PER];
 #pragma unroll
-        for (int p = 0; p < PER; p++)
-            if ((lane + p * lanes) * N < width) r[p] = fetch<N>(a, start + (lane + p * lanes) * N);
+        for (int j = 0; j < ROWS * PER; j++) {
+            int64_t at = row + j / PER * apart;
+            int column = (lane + j % PER * lanes) * N;
+            if (at < l.rows && column < l.width) r[j / PER][j % PER] = fetch<N>(a, at * l.width + column);
+        }
 #pragma unroll
-        for (int p = 0; p < PER; p++)
-            if ((lane + p * lanes) * N < width)
-                v[p] = widen<N>(r[p], a.type);
-            else
-                v[p] = pack<N>{};
+        for (int j = 0; j < ROWS * PER; j++) {
+            bool there = row + j / PER * apart < l.rows && (lane + j % PER * lanes) * N < l.width;
+            v[j / PER][j % PER] = there ? widen<N>(r[j / PER][j % PER], a.type) : pack<N>{};
+        }
     }
 };
+
+/* sum_lanes of several numbers side by side. */
+template <int LANES, int ROWS> __device__ inline void sum_rows(float (&sum)[ROWS], int lanes, float *room) {
+    if constexpr (LANES && LANES <= 32) {
+#pragma unroll
+        for (int d = LANES / 2; d; d /= 2)
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) sum[r] += __shfl_xor_sync(~0u, sum[r], d);
+    } else {
+        for (int r = 0; r < ROWS; r++) sum[r] = sum_lanes(sum[r], lanes, room);
+    }
+}
 
 /* gain·(1 + scale) at a column: the factor from y's gradient to h's. scale: where the row of mod starts. */
 template <int N> __device__ inline pack<N> factor_at(const layer &l, int64_t scale, int column) {
@@ -90,141 +122,203 @@ template <int N> __device__ inline pack<N> factor_at(const layer &l, int64_t sca
     return f;
 }
 
-/* y = h·gain + bias, then ·(1 + scale) + shift */
-template <int N> __device__ inline void finish(const layer &l, int64_t shift, int64_t scale, int column, pack<N> &h) {
-    if (l.gain.p) {
-        raw<N> rg = fetch<N>(l.gain, column), rb = fetch<N>(l.bias, column);
-        pack<N> g = widen<N>(rg, l.gain.type), b = widen<N>(rb, l.bias.type);
+template <int N> __device__ inline void scale_shift(const layer &l, int64_t scale, int64_t shift, pack<N> &h) {
+    raw<N> rs = fetch<N>(l.mod, scale), rt = fetch<N>(l.mod, shift);
+    pack<N> s = widen<N>(rs, l.mod.type), t = widen<N>(rt, l.mod.type);
 #pragma unroll
-        for (int k = 0; k < N; k++) h.v[k] = h.v[k] * g.v[k] + b.v[k];
-    }
-    if (l.mod.p) {
-        raw<N> rs = fetch<N>(l.mod, scale + column), rt = fetch<N>(l.mod, shift + column);
-        pack<N> s = widen<N>(rs, l.mod.type), t = widen<N>(rt, l.mod.type);
-#pragma unroll
-        for (int k = 0; k < N; k++) h.v[k] = h.v[k] * (1 + s.v[k]) + t.v[k];
-    }
+    for (int k = 0; k < N; k++) h.v[k] = h.v[k] * (1 + s.v[k]) + t.v[k];
 }
 
-template <int N, int PER>
-__global__ void __launch_bounds__(WIDEST, 2)
-    layer_kernel(layer l, int lanes, array y, float *mean_out, float *inverse_out) {
+/* y = h·gain + bias, then ·(1 + scale) + shift. LANES 0: at_run many. */
+template <int N, int PER, int ROWS, int LANES, int TYPE>
+__global__ void __launch_bounds__(LANES ? THREADS : WIDEST, 2)
+    layer_kernel(layer of, int at_run, array out, float *mean_out, float *inverse_out) {
     __shared__ float room[WIDEST / 32];
-    int lane = threadIdx.x % lanes, tile = blockDim.x / lanes;
-    for (int64_t first = (int64_t)blockIdx.x * tile; first < l.rows; first += (int64_t)gridDim.x * tile) {
-        int64_t row = first + threadIdx.x / lanes;
-        int width = row < l.rows ? l.width : 0; /* a row that is not there has no elements */
-        row_part<N, PER> x;
-        x.read(l.x, row * l.width, lane, lanes, width);
-        float sum = 0, squares = 0;
+    const layer l = typed<TYPE>(of);
+    const array y = typed<TYPE>(out);
+    const int lanes = LANES ? LANES : at_run, lane = threadIdx.x % lanes, tile = blockDim.x / lanes;
+    int64_t step = (int64_t)gridDim.x * tile * ROWS;
+    for (int64_t first = (int64_t)blockIdx.x * tile * ROWS; first < l.rows; first += step) {
+        int64_t row = first + threadIdx.x / lanes, shift[ROWS] = {}, scale[ROWS] = {};
+        float mean[ROWS] = {}, inverse[ROWS] = {};
+        rows_part<N, PER, ROWS> x;
+        x.read(l.x, l, row, tile, lane, lanes);
 #pragma unroll
-        for (int j = 0; j < PER * N; j++) sum += x.v[j / N].v[j % N];
-        float mean = sum_lanes(sum, lanes, room) / l.width;
+        for (int j = 0; j < ROWS * PER * N; j++) mean[j / (PER * N)] += x.v[j / (PER * N)][j / N % PER].v[j % N];
+        sum_rows<LANES>(mean, lanes, room);
 #pragma unroll
-        for (int p = 0; p < PER; p++)
-            if ((lane + p * lanes) * N < width)
+        for (int r = 0; r < ROWS; r++) mean[r] *= l.share;
+#pragma unroll
+        for (int j = 0; j < ROWS * PER; j++)
+            if ((lane + j % PER * lanes) * N < l.width)
 #pragma unroll
                 for (int k = 0; k < N; k++) {
-                    x.v[p].v[k] -= mean;
-                    squares += x.v[p].v[k] * x.v[p].v[k];
+                    float &h = x.v[j / PER][j % PER].v[k];
+                    h -= mean[j / PER];
+                    inverse[j / PER] += h * h;
                 }
-        float inverse = 1.0f / sqrtf(sum_lanes(squares, lanes, room) / l.width + l.eps);
-        if (!width) continue;
-        if (mean_out && !lane) mean_out[row] = mean;
-        if (inverse_out && !lane) inverse_out[row] = inverse;
-        int64_t sample = l.mod.p ? quotient(row, l.len) : 0;
-        bool text = row - sample * l.len < l.text;
-        int64_t shift = l.shift_at(sample, text), scale = l.scale_at(sample, text);
+        sum_rows<LANES>(inverse, lanes, room);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            int64_t at = row + r * tile;
+            inverse[r] = rsqrtf(inverse[r] * l.share + l.eps);
+            if (at < l.rows && !lane && mean_out) mean_out[at] = mean[r];
+            if (at < l.rows && !lane && inverse_out) inverse_out[at] = inverse[r];
+            if (!l.mod.p) continue;
+            int64_t sample = quotient(at, l.len);
+            bool text = at - sample * l.len < l.text;
+            shift[r] = l.shift_at(sample, text);
+            scale[r] = l.scale_at(sample, text);
+        }
 #pragma unroll
         for (int p = 0; p < PER; p++) {
             int column = (lane + p * lanes) * N;
-            if (column >= width) continue;
+            if (column >= l.width) continue;
+            pack<N> gain = {}, bias = {};
+            if (l.gain.p) {
+                gain = load<N>(l.gain, column);
+                bias = load<N>(l.bias, column);
+            }
 #pragma unroll
-            for (int k = 0; k < N; k++) x.v[p].v[k] *= inverse;
-            finish<N>(l, shift, scale, column, x.v[p]);
-            store<N>(y, row * l.width + column, x.v[p]);
+            for (int r = 0; r < ROWS; r++) {
+                int64_t at = row + r * tile;
+                if (at >= l.rows) continue;
+                pack<N> &h = x.v[r][p];
+#pragma unroll
+                for (int k = 0; k < N; k++) h.v[k] *= inverse[r];
+                if (l.gain.p)
+#pragma unroll
+                    for (int k = 0; k < N; k++) h.v[k] = h.v[k] * gain.v[k] + bias.v[k];
+                if (l.mod.p) scale_shift<N>(l, scale[r] + column, shift[r] + column, h);
+                store<N>(y, at * l.width + column, h);
+            }
         }
     }
 }
 
 /* dx += …; a row's dy becomes f in its registers, and x becomes h. */
-template <int N, int PER>
-__global__ void __launch_bounds__(WIDEST)
-    layer_bwd_kernel(layer l, int lanes, array dy, array dx, const float *mean, const float *inverse) {
+template <int N, int PER, int ROWS, int LANES, int TYPE>
+__global__ void __launch_bounds__(LANES ? THREADS : WIDEST)
+    layer_bwd_kernel(layer of, int at_run, array dout, array din, const float *mean, const float *inverse) {
     __shared__ float room[WIDEST / 32];
-    int lane = threadIdx.x % lanes, tile = blockDim.x / lanes;
-    for (int64_t first = (int64_t)blockIdx.x * tile; first < l.rows; first += (int64_t)gridDim.x * tile) {
+    const layer l = typed<TYPE>(of);
+    const array dy = typed<TYPE>(dout), dx = typed<TYPE>(din);
+    const int lanes = LANES ? LANES : at_run, lane = threadIdx.x % lanes, tile = blockDim.x / lanes;
+    int64_t step = (int64_t)gridDim.x * tile * ROWS;
+    for (int64_t first = (int64_t)blockIdx.x * tile * ROWS; first < l.rows; first += step) {
         int64_t row = first + threadIdx.x / lanes;
-        int width = row < l.rows ? l.width : 0;
-        row_part<N, PER> h, f;
-        h.read(l.x, row * l.width, lane, lanes, width);
-        f.read(dy, row * l.width, lane, lanes, width);
-        float m = width ? mean[row] : 0, i = width ? inverse[row] : 0, sum = 0, along = 0;
-        int64_t sample = l.mod.p && width ? quotient(row, l.len) : 0;
-        int64_t scale = l.scale_at(sample, row - sample * l.len < l.text);
+        float i[ROWS] = {}, sum[ROWS] = {}, along[ROWS] = {};
+        rows_part<N, PER, ROWS> h, f;
+        h.read(l.x, l, row, tile, lane, lanes);
+        f.read(dy, l, row, tile, lane, lanes);
 #pragma unroll
-        for (int p = 0; p < PER; p++) {
-            int column = (lane + p * lanes) * N;
-            if (column >= width) continue;
-            pack<N> by = factor_at<N>(l, scale, column);
+        for (int r = 0; r < ROWS; r++) {
+            int64_t at = row + r * tile;
+            if (at >= l.rows) continue;
+            float m = mean[at];
+            i[r] = inverse[at];
+            int64_t sample = l.mod.p ? quotient(at, l.len) : 0;
+            int64_t scale = l.scale_at(sample, at - sample * l.len < l.text);
 #pragma unroll
-            for (int k = 0; k < N; k++) {
-                f.v[p].v[k] *= by.v[k];
-                h.v[p].v[k] = (h.v[p].v[k] - m) * i;
-                sum += f.v[p].v[k];
-                along += f.v[p].v[k] * h.v[p].v[k];
+            for (int p = 0; p < PER; p++) {
+                int column = (lane + p * lanes) * N;
+                if (column >= l.width) continue;
+                pack<N> by = factor_at<N>(l, scale, column);
+#pragma unroll
+                for (int k = 0; k < N; k++) {
+                    f.v[r][p].v[k] *= by.v[k];
+                    h.v[r][p].v[k] = (h.v[r][p].v[k] - m) * i[r];
+                    sum[r] += f.v[r][p].v[k];
+                    along[r] += f.v[r][p].v[k] * h.v[r][p].v[k];
+                }
             }
         }
-        float mean_f = sum_lanes(sum, lanes, room) / l.width, mean_fh = sum_lanes(along, lanes, room) / l.width;
+        sum_rows<LANES>(sum, lanes, room);
+        sum_rows<LANES>(along, lanes, room);
 #pragma unroll
-        for (int p = 0; p < PER; p++) {
-            int column = (lane + p * lanes) * N;
-            if (column >= width) continue;
+        for (int j = 0; j < ROWS * PER; j++) {
+            int64_t at = row + j / PER * tile;
+            int column = (lane + j % PER * lanes) * N;
+            if (at >= l.rows || column >= l.width) continue;
+            pack<N> &d = f.v[j / PER][j % PER];
+            float mean_f = sum[j / PER] * l.share, mean_fh = along[j / PER] * l.share;
 #pragma unroll
-            for (int k = 0; k < N; k++) f.v[p].v[k] = i * (f.v[p].v[k] - mean_f - h.v[p].v[k] * mean_fh);
-            add_to<N>(dx, row * l.width + column, f.v[p]);
+            for (int k = 0; k < N; k++) d.v[k] = i[j / PER] * (d.v[k] - mean_f - h.v[j / PER][j % PER].v[k] * mean_fh);
+            add_to<N>(dx, at * l.width + column, d);
         }
     }
 }
 
-/* How the rows of a layer lie on threads. */
+/* How the rows of a layer lie on threads, where that is not known before. */
 struct shape {
-    int n, lanes, threads; /* elements at a time; threads a row and a block */
-    bool one;              /* one pack a thread is enough */
+    int lanes, threads; /* threads a row and a block */
     unsigned blocks;
 };
 
+unsigned blocks_of(const layer &l, int rows) {
+    int64_t blocks = ceil_div(l.rows, rows);
+    return blocks > INT_MAX ? INT_MAX : (unsigned)blocks;
+}
+
 /* false: not taken. */
 bool shape_of(const layer &l, int n, shape *s) {
-    if (!n || l.width < 1) return false;
-    int packs = l.width / n, warp = lanes_for(packs, 32);
-    s->n = n;
-    s->one = packs <= warp;
-    s->lanes = s->one ? warp : lanes_for(ceil_div(packs, HELD / n), WIDEST);
-    if (!s->one && s->lanes < 32) s->lanes = 32;
+    s->lanes = lanes_for(ceil_div(l.width / n, HELD / n), WIDEST);
     if ((int64_t)s->lanes * HELD < l.width) return false;
     s->threads = s->lanes > THREADS ? s->lanes : THREADS;
-    int64_t blocks = ceil_div(l.rows, s->threads / s->lanes);
-    s->blocks = blocks > INT_MAX ? INT_MAX : (unsigned)blocks;
+    s->blocks = blocks_of(l, s->threads / s->lanes);
     return true;
 }
 
+/* The type that all of these have that are there, or ANY. */
+int type_of(std::initializer_list<array> all) {
+    int type = all.begin()->type;
+    for (const array &a : all)
+        if (a.p && a.type != type) return ANY;
+    return type;
+}
+
+/* f(a type as a constant) */
+template <class F> int with_type(int type, F f) {
+    if (type == MA_F32) return f(std::integral_constant<int, MA_F32>());
+    if (type == MA_BF16) return f(std::integral_constant<int, MA_BF16>());
+    return f(std::integral_constant<int, MA_F16>());
+}
+
+struct layer_fwd_run {
+    ma_cuda *d;
+    layer l;
+    array y;
+    float *mean, *inverse;
+    template <int PER, int ROWS, int LANES, int TYPE> int known() const {
+        unsigned blocks = blocks_of(l, ROWS * (THREADS / LANES));
+        layer_kernel<PACK, PER, ROWS, LANES, TYPE><<<blocks, THREADS, 0, d->stream>>>(l, LANES, y, mean, inverse);
+        return launched(d, "layer norm");
+    }
+    template <int N> int at_run() const {
+        shape s;
+        if (!shape_of(l, N, &s)) return -1;
+        layer_kernel<N, HELD / N, 1, 0, ANY><<<s.blocks, s.threads, 0, d->stream>>>(l, s.lanes, y, mean, inverse);
+        return launched(d, "layer norm");
+    }
+};
+
 int layer_fwd(const ma_call *call) {
-    ma_cuda *d = (ma_cuda *)call->stream;
     layer l = layer_of(call);
-    shape s;
     array y = data_of(call->out);
-    if (!shape_of(l, grain(l.width, {l.x, l.gain, l.bias, l.mod, y}), &s)) return -1;
+    int n = grain(l.width, {l.x, l.gain, l.bias, l.mod, y}), type = type_of({l.x, l.gain, l.bias, l.mod, y});
+    if (!n || l.width < 1) return -1;
     if (!l.rows) return 0;
-    float *mean = call->save[0] ? (float *)call->save[0]->data : nullptr;
-    float *inverse = call->save[1] ? (float *)call->save[1]->data : nullptr;
-    if (s.n != PACK)
-        layer_kernel<1, HELD><<<s.blocks, s.threads, 0, d->stream>>>(l, s.lanes, y, mean, inverse);
-    else if (s.one)
-        layer_kernel<PACK, 1><<<s.blocks, s.threads, 0, d->stream>>>(l, s.lanes, y, mean, inverse);
-    else
-        layer_kernel<PACK, HELD / PACK><<<s.blocks, s.threads, 0, d->stream>>>(l, s.lanes, y, mean, inverse);
-    return launched(d, "layer norm");
+    layer_fwd_run run = {(ma_cuda *)call->stream, l, y, call->save[0] ? (float *)call->save[0]->data : nullptr,
+                         call->save[1] ? (float *)call->save[1]->data : nullptr};
+    if (n != PACK) return run.at_run<1>();
+    if (type == ANY || l.width > 2048) return run.at_run<PACK>();
+    return with_type(type, [&](auto constant) {
+        constexpr int TYPE = decltype(constant)::value;
+        if (l.width <= 64) return run.known<1, 4, 8, TYPE>();
+        if (l.width <= 256) return run.known<1, 4, 32, TYPE>();
+        if (l.width <= 1024) return run.known<4, 1, 32, TYPE>();
+        return run.known<8, 1, 32, TYPE>();
+    });
 }
 
 /* Σ dy·h and Σ dy */
@@ -279,19 +373,41 @@ size_t layer_work(const ma_call *call, bool backward) {
     return backward && layer_trained(call) ? parts_bytes(layer_tokens(call), 2) : 0;
 }
 
+struct layer_bwd_run {
+    ma_cuda *d;
+    layer l;
+    array dy, dx;
+    const float *mean, *inverse;
+    template <int PER, int ROWS, int LANES, int TYPE> int known() const {
+        unsigned blocks = blocks_of(l, ROWS * (THREADS / LANES));
+        layer_bwd_kernel<PACK, PER, ROWS, LANES, TYPE>
+            <<<blocks, THREADS, 0, d->stream>>>(l, LANES, dy, dx, mean, inverse);
+        return launched(d, "layer norm's gradient");
+    }
+    template <int N> int at_run() const {
+        shape s;
+        if (!shape_of(l, N, &s)) return -1;
+        layer_bwd_kernel<N, HELD / N, 1, 0, ANY>
+            <<<s.blocks, s.threads, 0, d->stream>>>(l, s.lanes, dy, dx, mean, inverse);
+        return launched(d, "layer norm's gradient");
+    }
+};
+
 int run_layer_dx(const ma_call *call, const layer &l, array dy, array dx) {
-    ma_cuda *d = (ma_cuda *)call->stream;
-    const float *mean = (const float *)call->save[0]->data, *inverse = (const float *)call->save[1]->data;
-    shape s;
-    if (!shape_of(l, grain(l.width, {l.x, l.gain, l.mod, dy, dx}), &s)) return -1;
+    int n = grain(l.width, {l.x, l.gain, l.mod, dy, dx}), type = type_of({l.x, l.gain, l.mod, dy, dx});
+    if (!n || l.width < 1) return -1;
     if (!l.rows) return 0;
-    if (s.n != PACK)
-        layer_bwd_kernel<1, HELD><<<s.blocks, s.threads, 0, d->stream>>>(l, s.lanes, dy, dx, mean, inverse);
-    else if (s.one)
-        layer_bwd_kernel<PACK, 1><<<s.blocks, s.threads, 0, d->stream>>>(l, s.lanes, dy, dx, mean, inverse);
-    else
-        layer_bwd_kernel<PACK, HELD / PACK><<<s.blocks, s.threads, 0, d->stream>>>(l, s.lanes, dy, dx, mean, inverse);
-    return launched(d, "layer norm's gradient");
+    layer_bwd_run run = {(ma_cuda *)call->stream,           l, dy, dx, (const float *)call->save[0]->data,
+                         (const float *)call->save[1]->data};
+    if (n != PACK) return run.at_run<1>();
+    if (type == ANY || l.width > 2048) return run.at_run<PACK>();
+    return with_type(type, [&](auto constant) {
+        constexpr int TYPE = decltype(constant)::value;
+        if (l.width <= 64) return run.known<1, 2, 8, TYPE>();
+        if (l.width <= 256) return run.known<1, 2, 32, TYPE>();
+        if (l.width <= 1024) return run.known<4, 1, 32, TYPE>();
+        return run.known<2, 1, 128, TYPE>();
+    });
 }
 
 int layer_bwd(const ma_call *call) {

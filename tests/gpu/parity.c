@@ -91,6 +91,7 @@ static const op_case large[] = {
      .in = {{2, 23, 10, 15, 64}, {64, 1, 4, 4, 64}, {64}}, .i = {1, 2, 2, 0, 1, 1}, .f = {MA_SILU}},
     {"patch embedding", .op = MA_OP_CONV, .run = run_conv, .in = {{2, 4, 64, 96, 3}, {768, 2, 16, 16, 3}, {768}},
      .i = {2, 16, 16, 0, 0, 0}},
+    {"patches of odd length", .op = MA_OP_CONV, .run = run_conv, .in = {{2, 4, 6, 10, 3}, {5, 2, 3, 2, 3}, {5}}, .i = {2, 3, 2, 0, 0, 0}},
     {"instance norm, relu", .op = MA_OP_GROUP_NORM, .run = run_group_norm, .in = {{2, 1, 60, 90, 96}}, .i = {96, MA_RELU}, .f = {1e-5}},
     {"relation, 24 frames of 150", .op = MA_OP_RELATION, .run = run_relation, .in = {{1, 24, 150, 64}, {1, 24, 150, 64}, {24}},
      .fixed = 6, .f = {0.05}},
@@ -98,7 +99,7 @@ static const op_case large[] = {
 };
 
 int main(int argc, char **argv) {
-    const bool small = argc > 1 && !strcmp(argv[1], "small"); /* under compute-sanitizer: fp32 and bf16, odd shapes only */
+    const bool small = argc > 1 && !strcmp(argv[1], "small"); /* under compute-sanitizer: fp32 on odd shapes, our own kernels nearly all */
     ma_err e = {0};
     char note[160];
     ma_device *cpu = ma_device_open("cpu", false, note, &e), *gpu = ma_device_open("cuda", false, note, &e);
@@ -106,7 +107,7 @@ int main(int argc, char **argv) {
         ok(false, "%s", e.text);
         return tap_done();
     }
-    for (int kind = 0; kind < (small ? 2 : 3); kind++) {
+    for (int kind = 0; kind < (small ? 1 : 3); kind++) {
         for (int k = 0; k < CASES; k++) check(&cases[k], cpu, gpu, kind);
         for (size_t k = 0; k < (small ? 0 : sizeof large / sizeof *large); k++) check(&large[k], cpu, gpu, kind);
     }
