@@ -19,7 +19,7 @@
 #include <vector>
 
 enum { MA_GRAPH_ALIGN = 16 };                     /* bytes; addresses aligned to less must not go into a plan */
-constexpr size_t MA_GRAPH_WORK = (size_t)4 << 30; /* engines that need more scratch are passed over */
+constexpr size_t MA_GRAPH_WORK = (size_t)13 << 28; /* 3.25 GiB: engines that need more scratch are passed over */
 
 typedef cudnnBackendDescriptor_t ma_node;
 

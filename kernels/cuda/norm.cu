@@ -129,9 +129,17 @@ template <int N> __device__ inline void scale_shift(const layer &l, int64_t scal
     for (int k = 0; k < N; k++) h.v[k] = h.v[k] * (1 + s.v[k]) + t.v[k];
 }
 
+/* Where a row's two rows of mod start. */
+__device__ inline void place_of(const layer &l, int64_t row, int64_t *scale, int64_t *shift) {
+    int64_t sample = quotient(row, l.len);
+    bool text = row - sample * l.len < l.text;
+    *scale = l.scale_at(sample, text);
+    *shift = l.shift_at(sample, text);
+}
+
 /* y = h·gain + bias, then ·(1 + scale) + shift. LANES 0: at_run many. */
 template <int N, int PER, int ROWS, int LANES, int TYPE>
-__global__ void __launch_bounds__(LANES ? THREADS : WIDEST, 2)
+__global__ void __launch_bounds__(LANES ? THREADS : WIDEST, ROWS > 1 ? 4 : 2)
     layer_kernel(layer of, int at_run, array out, float *mean_out, float *inverse_out) {
     __shared__ float room[WIDEST / 32];
     const layer l = typed<TYPE>(of);
@@ -139,7 +147,7 @@ __global__ void __launch_bounds__(LANES ? THREADS : WIDEST, 2)
     const int lanes = LANES ? LANES : at_run, lane = threadIdx.x % lanes, tile = blockDim.x / lanes;
     int64_t step = (int64_t)gridDim.x * tile * ROWS;
     for (int64_t first = (int64_t)blockIdx.x * tile * ROWS; first < l.rows; first += step) {
-        int64_t row = first + threadIdx.x / lanes, shift[ROWS] = {}, scale[ROWS] = {};
+        int64_t row = first + threadIdx.x / lanes, shift = 0, scale = 0;
         float mean[ROWS] = {}, inverse[ROWS] = {};
         rows_part<N, PER, ROWS> x;
         x.read(l.x, l, row, tile, lane, lanes);
@@ -164,11 +172,6 @@ __global__ void __launch_bounds__(LANES ? THREADS : WIDEST, 2)
             inverse[r] = rsqrtf(inverse[r] * l.share + l.eps);
             if (at < l.rows && !lane && mean_out) mean_out[at] = mean[r];
             if (at < l.rows && !lane && inverse_out) inverse_out[at] = inverse[r];
-            if (!l.mod.p) continue;
-            int64_t sample = quotient(at, l.len);
-            bool text = at - sample * l.len < l.text;
-            shift[r] = l.shift_at(sample, text);
-            scale[r] = l.scale_at(sample, text);
         }
 #pragma unroll
         for (int p = 0; p < PER; p++) {
@@ -189,7 +192,10 @@ __global__ void __launch_bounds__(LANES ? THREADS : WIDEST, 2)
                 if (l.gain.p)
 #pragma unroll
                     for (int k = 0; k < N; k++) h.v[k] = h.v[k] * gain.v[k] + bias.v[k];
-                if (l.mod.p) scale_shift<N>(l, scale[r] + column, shift[r] + column, h);
+                if (l.mod.p) {
+                    if (ROWS > 1 || p == 0) place_of(l, at, &scale, &shift);
+                    scale_shift<N>(l, scale + column, shift + column, h);
+                }
                 store<N>(y, at * l.width + column, h);
             }
         }
@@ -314,10 +320,13 @@ int layer_fwd(const ma_call *call) {
     if (type == ANY || l.width > 2048) return run.at_run<PACK>();
     return with_type(type, [&](auto constant) {
         constexpr int TYPE = decltype(constant)::value;
-        if (l.width <= 64) return run.known<1, 4, 8, TYPE>();
-        if (l.width <= 256) return run.known<1, 4, 32, TYPE>();
+        if (l.width <= 64) return run.known<1, 2, 8, TYPE>();
+        if (l.width <= 256) return run.known<1, 2, 32, TYPE>();
         if (l.width <= 1024) return run.known<4, 1, 32, TYPE>();
-        return run.known<8, 1, 32, TYPE>();
+        if constexpr (TYPE == MA_F32)
+            return run.known<2, 1, 128, TYPE>();
+        else
+            return run.known<8, 1, 32, TYPE>();
     });
 }
 
