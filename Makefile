@@ -102,7 +102,7 @@ check: deps-check
 	@$(MAKE) --no-print-directory all check-programs
 	@O=$O SHARED=$(SHARED) PYTHON=$(PYTHON) QUICK=$(QUICK) CC="$(CC)" prove --timer -e '' $(sort $(TESTS_C)) $(TESTS_T)
 
-check-programs: $(TESTS_C)
+check-programs: $(TESTS_C) $(TESTS_G) $O/tests/bench/cpu $O/tests/bench/gpu
 
 # Tests lie deeper than the tools, beside which libma-cuda.so is looked for.
 ON_GPU  = LD_LIBRARY_PATH=$O:$$LD_LIBRARY_PATH

@@ -14,7 +14,6 @@
 #include <string.h>
 
 #define ALIGN 256
-#define CHUNK ((size_t)64 << 20)
 
 typedef struct chunk {
     char *base;
@@ -184,11 +183,17 @@ static int out_of_memory(ma_ctx *c, const char *what, size_t size) {
                    (double)(c->keep.bytes + c->stack.bytes + c->pool_bytes + c->work_bytes) / (1 << 30));
 }
 
+/* The least that is asked of the device at a time. Large where memory is: what a chunk's end is too short for is lost. */
+static size_t chunk_size(const ma_ctx *c) {
+    const size_t small = (size_t)64 << 20, large = (size_t)1 << 30;
+    return c->dev->free_bytes / 32 > large ? large : c->dev->free_bytes / 32 > small ? c->dev->free_bytes / 32 : small;
+}
+
 static int arena_more(ma_ctx *c, arena *a, size_t size, const char *what) {
     chunk *at = realloc(a->at, (a->n + 1) * sizeof *at);
     if (!at) return ma_fail(&c->err, MA_MEMORY, "context: out of memory");
     a->at = at;
-    if (size < CHUNK) size = CHUNK;
+    if (size < chunk_size(c)) size = chunk_size(c);
     void *base = c->dev->alloc(c->dev, size);
     if (!base) return out_of_memory(c, what, size);
     a->at[a->n++] = (chunk){base, size, 0};

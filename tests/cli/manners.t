@@ -173,4 +173,12 @@ fi
 mkdir "$dir/sub" && cp "$dir/clips.tar.zst" "$dir/sub/"
 run 1 $extract -o "$dir/twice.tar.zst" "$dir/clips.tar.zst" "$dir/sub/clips.tar.zst" && says "clip-000000" && says "4 duplicate"
 ok "two inputs of one key are not written over each other"
+# A device that is not there: one line, exit 1; auto goes on without it.
+if nvidia-smi > /dev/null 2>&1; then
+    skip "there is a GPU"
+else
+    run 1 $O/ma-extract -d cuda -e videomae=random:32x1 -e pixel=4 --clip 3x32x32 --fit stretch -o $dir/none.tar.zst /dev/null
+    [ "$(grep -c . $dir/err)" = 1 ] && says "cuda: "
+    ok "-d cuda without a GPU: one line, exit 1"
+fi
 finish
