@@ -12,7 +12,8 @@ O       ?= $(if $(SAN),build/san,build)
 PREFIX  ?= /usr/local
 MARCH   ?= native
 SHARED  ?= ../shared
-PYTHON  ?= python3
+# The first that has NumPy: another python3 may stand before Debian's.
+PYTHON  ?= $(shell for p in python3 /usr/bin/python3; do $$p -c 'import numpy' 2>/dev/null && echo $$p && break; done || echo python3)
 
 # ---- what is here ----
 FLOORS  := libavformat=58.76 libavcodec=58.134 libavutil=56.70 libswscale=5.9 libarchive=3.6 \

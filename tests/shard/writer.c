@@ -133,7 +133,7 @@ static void samples(void) {
     ma_sample_put(s, "json", strdup("[1]"), 3, &e);
     ok(!ma_sample_json(s, &e) && e.reason == MA_CORRUPT, "%s", e.text);
     for (int i = 0; i < 9; i++) {
-        char ext[8];
+        char ext[16];
         snprintf(ext, sizeof ext, "e%d", i);
         ma_sample_put(s, ext, NULL, 0, NULL);
         if (i % 3 == 2) ma_sample_drop(s, "e1");
