@@ -660,6 +660,7 @@ int ma_backward_from(ma_ctx *c, ma_tensor *out, const float *cotangent) {
 
 int ma_backward(ma_ctx *c, ma_tensor *loss, double scale) {
     const float seed = (float)scale;
-    if (loss && ma_count(loss) != 1) return ma_fail(&c->err, MA_SHAPE, "backward: a loss is one number");
+    if (loss && (ma_count(loss) != 1 || loss->type != MA_F32))
+        return ma_fail(&c->err, MA_SHAPE, "backward: a loss is one fp32 number");
     return ma_backward_from(c, loss, &seed);
 }

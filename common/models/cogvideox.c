@@ -278,10 +278,6 @@ void cogvideox_free(cogvideox *net) {
     free(net);
 }
 
-const cogvideox_config *cogvideox_configuration(const cogvideox *net) {
-    return &net->c;
-}
-
 /* ---- positions ---- */
 
 /* sin of position·ω, then cos: `size` numbers; ω_j = 10000^(-j/(size/2)). */

@@ -34,7 +34,6 @@ typedef struct cogvideox_run {
  * → velocity (B,F,h,w,out); *hidden (B,F,h/2,w/2,width) video tokens, where asked. */
 ma_tensor *cogvideox_forward(ma_ctx *, cogvideox *, ma_tensor *x, const double *t, ma_tensor *text,
                              const cogvideox_run *, ma_tensor **hidden);
-const cogvideox_config *cogvideox_configuration(const cogvideox *);
 
 /* Pζ: hidden tokens → the shape of the teacher's. Conv3d width→256 3×1×1, SiLU, Conv3d 256→out 1×1×1, time doubled by
  * trilinear interpolation, a 3×3 convolution of stride 3 in space; latent frame 0 dropped first. Where the teacher's grid

@@ -25,7 +25,7 @@ typedef struct ma_cuda {
     bool tf32;             /* fp32 products on the tensor cores, rounded to tf32 */
     cudaStream_t stream;
     void *blas, *dnn;      /* cublasLtHandle_t, cudnnHandle_t */
-    void *blas_plans, *dnn_plans; /* caches, by file: linear.cu, attention.cu and conv.cu */
+    void *blas_plans, *dnn_plans; /* caches of gemm.cu and graph.cu */
     void *staging;         /* pinned */
     size_t staging_bytes;
     char failure[256];     /* the last CUDA, cuBLAS or cuDNN error, in words */
