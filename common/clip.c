@@ -95,24 +95,48 @@ cJSON *ma_clip_entry(const ma_sample *s, cJSON *options, cJSON *weights) {
     return whole(o, good && cJSON_AddStringToObject(o, "input", sha));
 }
 
-static int put_entry(const ma_cli *cli, ma_sample *s, const ma_clip *clip, cJSON *entry, ma_err *why) {
-    cJSON *account = clip_json(clip);
-    if (cJSON_AddItemToObject(entry, "clip", account)) return ma_entry_put(s, cli->name, entry, why);
-    cJSON_Delete(account);
-    cJSON_Delete(entry);
-    return ma_fail(why, MA_MEMORY, "%s: out of memory", s->key);
-}
+/* ---- jobs */
 
-void ma_clip_finish(const ma_cli *cli, const ma_clip_args *a, ma_sample **s, const ma_clip *clip, cJSON *entry,
-                    ma_err *why) {
-    if (clip->rgb && !why->reason) {
-        put_entry(cli, *s, clip, entry, why);
-        return;
-    }
-    cJSON_Delete(entry);
+/* --short skip: a clip too short is left out with a word to those who ask for words. */
+static void skip_short(const ma_cli *cli, const ma_clip_args *a, ma_sample **s, ma_err *why) {
     if (why->reason != MA_SHORT || a->when_short != MA_SHORT_SKIP) return;
     ma_say(cli, 2, "%s: left out", why->text);
     ma_err_clear(why);
     ma_sample_free(*s);
     *s = NULL;
+}
+
+ma_clip_job *ma_clip_begin(const ma_cli *cli, const ma_clip_args *a, ma_sample **s, cJSON *entry, bool there,
+                           ma_err *why) {
+    ma_clip_job *j = calloc(1, sizeof *j);
+    if (!j || !entry) {
+        ma_fail(why, MA_MEMORY, "%s: out of memory", (*s)->key);
+        cJSON_Delete(entry);
+        free(j);
+        return NULL;
+    }
+    j->entry = entry;
+    if (!there && ma_clip_decode(*s, a, &j->clip, why)) skip_short(cli, a, s, why);
+    return j;
+}
+
+void ma_clip_finish(const ma_cli *cli, ma_sample *s, ma_clip_job *j, ma_err *why) {
+    if (!j->clip.rgb || why->reason) return;
+    cJSON *account = clip_json(&j->clip), *entry = j->entry;
+    j->entry = NULL;
+    if (cJSON_AddItemToObject(entry, "clip", account)) {
+        ma_entry_put(s, cli->name, entry, why);
+        return;
+    }
+    cJSON_Delete(account);
+    cJSON_Delete(entry);
+    ma_fail(why, MA_MEMORY, "%s: out of memory", s->key);
+}
+
+void ma_clip_release(void *self, void *job) {
+    ma_clip_job *j = job;
+    (void)self;
+    cJSON_Delete(j->entry);
+    ma_clip_free(&j->clip);
+    free(j);
 }

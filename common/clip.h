@@ -34,9 +34,22 @@ cJSON *ma_clip_options_json(const ma_clip_args *);
 /* A tool's entry for KEY.json: {"version", "options", "weights", "input": sha-256 of the video member}. Takes options
  * and weights over. NULL: out of memory. */
 cJSON *ma_clip_entry(const ma_sample *, cJSON *options, cJSON *weights);
-/* After the work on a sample. Good: the entry, which is taken over, gets "clip" {"frames", "times", "fps", "size",
- * "source", "crop", "rotation"} and becomes the tool's. A clip too short, where --short skip was given: the sample is
- * freed, set to NULL, and why cleared. clip->rgb NULL: nothing was decoded, nothing is changed. */
-void ma_clip_finish(const ma_cli *, const ma_clip_args *, ma_sample **, const ma_clip *, cJSON *entry, ma_err *why);
+
+/* A sample on its way through a stage (stage.h): its entry for KEY.json and its clip. rgb NULL: nothing is to be done.
+ */
+typedef struct ma_clip_job {
+    cJSON *entry;
+    ma_clip clip;
+} ma_clip_job;
+
+/* For prepare: decodes, unless the members are there. Takes the entry over (NULL: out of memory). A clip too short,
+ * where
+ * --short skip was given: the sample is freed and set to NULL. */
+ma_clip_job *ma_clip_begin(const ma_cli *, const ma_clip_args *, ma_sample **, cJSON *entry, bool there, ma_err *why);
+/* For work, after a good sample's: the entry gets "clip" {"frames", "times", "fps", "size", "source", "crop",
+ * "rotation"} and becomes the tool's in KEY.json. Nothing, where nothing was to be done. */
+void ma_clip_finish(const ma_cli *, ma_sample *, ma_clip_job *, ma_err *why);
+/* For release. */
+void ma_clip_release(void *self, void *job);
 
 #endif

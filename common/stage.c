@@ -5,167 +5,25 @@
  * - a reader of our output that has seen enough (head) is not an error worth words: exit 1 in silence;
  * - the thread may be waiting for input that never comes when the run ends early: ma_stopped wakes it. */
 #include "stage.h"
-#include "file.h"
-#include <ctype.h>
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <unistd.h>
-
-#define FILE_MOST ((size_t)4 << 30) /* a video file, bytes */
-
-/* ---- inputs */
-
-struct ma_inputs {
-    const ma_cli *cli;
-    bool video;
-    int at;            /* the next input */
-    ma_reader *reader; /* of the shard that is being read */
-};
-
-static bool is_video(const char *path) {
-    static const char *const ends[] = {".mp4", ".mkv", ".webm", ".mov", ".avi"};
-    const char *dot = strrchr(path, '.');
-    for (size_t i = 0; dot && i < sizeof ends / sizeof *ends; i++)
-        if (!strcasecmp(dot, ends[i])) return true;
-    return false;
-}
-
-typedef struct named_key {
-    char *key;
-    const char *path;
-} named_key;
-
-static int by_key(const void *a, const void *b) {
-    return strcmp(((const named_key *)a)->key, ((const named_key *)b)->key);
-}
-
-/* No two video files may become one sample. Known from the names, so told before hours of work. */
-static int check_keys(const ma_cli *cli, ma_err *e) {
-    int n = 0, rc = 0;
-    named_key *k = calloc((size_t)cli->inputs.n + 1, sizeof *k);
-    if (!k) return ma_fail(e, MA_MEMORY, "out of memory");
-    for (int i = 0; i < cli->inputs.n && !rc; i++) {
-        if (!is_video(cli->inputs.at[i])) continue;
-        k[n].path = cli->inputs.at[i];
-        if (!(k[n++].key = ma_key_of(cli->inputs.at[i]))) rc = ma_fail(e, MA_MEMORY, "out of memory");
-    }
-    if (!rc) qsort(k, (size_t)n, sizeof *k, by_key);
-    for (int i = 1; i < n && !rc; i++)
-        if (!strcmp(k[i - 1].key, k[i].key))
-            rc = ma_fail(e, MA_DUPLICATE, "%s and %s would both be sample %s", k[i - 1].path, k[i].path, k[i].key);
-    for (int i = 0; i < n; i++) free(k[i].key);
-    free(k);
-    return rc;
-}
-
-ma_inputs *ma_inputs_open(const ma_cli *cli, bool video, ma_err *e) {
-    if (!cli->inputs.n && isatty(STDIN_FILENO)) {
-        ma_fail(e, MA_USAGE, "no input: name files, or pipe a shard into standard input");
-        return NULL;
-    }
-    if (video && check_keys(cli, e)) return NULL;
-    ma_inputs *in = calloc(1, sizeof *in);
-    if (in)
-        *in = (ma_inputs){.cli = cli, .video = video};
-    else
-        ma_fail(e, MA_MEMORY, "out of memory");
-    return in;
-}
-
-/* KEY.json of a sample that begins here: where it came from. */
-static int note_source(ma_sample *s, const char *path, const ma_buf *bytes, ma_err *e) {
-    const char *slash = strrchr(path, '/');
-    char hex[65];
-    cJSON *json = ma_sample_json(s, e), *source = json ? cJSON_AddObjectToObject(json, "source") : NULL;
-    ma_sha_bytes(bytes->data, bytes->size, hex);
-    if (source && cJSON_AddStringToObject(source, "name", slash ? slash + 1 : path) &&
-        cJSON_AddStringToObject(source, "sha256", hex))
-        return 0;
-    return ma_fail(e, MA_MEMORY, "%s: out of memory", path);
-}
-
-/* The caption of clips/a.mp4 is clips/a.txt, where there is one. */
-static int take_caption(ma_sample *s, const char *path, ma_err *e) {
-    ma_buf text = {0};
-    char *name = ma_format("%.*s.txt", (int)(strrchr(path, '.') - path), path);
-    int rc = name ? 0 : ma_fail(e, MA_MEMORY, "%s: out of memory", path);
-    if (name && access(name, F_OK) == 0) {
-        rc = ma_read_file(name, FILE_MOST, &text, e);
-        if (!rc)
-            rc = ma_sample_put(s, "txt", text.data, text.size, e);
-        else
-            ma_buf_free(&text);
-    }
-    free(name);
-    return rc;
-}
-
-static int take_video(ma_sample *s, const char *path, ma_err *e) {
-    ma_buf bytes = {0};
-    char ext[8] = {0};
-    const char *dot = strrchr(path, '.') + 1;
-    for (size_t i = 0; i < sizeof ext - 1 && dot[i]; i++) ext[i] = (char)tolower((unsigned char)dot[i]);
-    if (!(s->from = ma_strdup(path))) return ma_fail(e, MA_MEMORY, "%s: out of memory", path);
-    if (ma_read_file(path, FILE_MOST, &bytes, e) || note_source(s, path, &bytes, e)) {
-        ma_buf_free(&bytes);
-        return -1;
-    }
-    if (ma_sample_put(s, ext, bytes.data, bytes.size, e)) return -1;
-    return take_caption(s, path, e);
-}
-
-static int read_video(const char *path, ma_sample **out, ma_err *e) {
-    char *key = ma_key_of(path);
-    ma_sample *s = key ? ma_sample_new(key) : NULL;
-    free(key);
-    if (!s) return ma_fail(e, MA_MEMORY, "%s: out of memory", path);
-    if (take_video(s, path, e)) {
-        ma_sample_free(s);
-        return -1;
-    }
-    *out = s;
-    return 1;
-}
-
-int ma_inputs_next(ma_inputs *in, ma_sample **out, ma_err *e) {
-    static const char *const standard = "-";
-    *out = NULL;
-    for (;;) {
-        if (in->reader) {
-            int rc = ma_reader_next(in->reader, out, e);
-            if (rc) return rc;
-            ma_reader_close(in->reader);
-            in->reader = NULL;
-        }
-        int n = in->cli->inputs.n ? in->cli->inputs.n : 1;
-        if (in->at == n) return 0;
-        const char *const *path = in->cli->inputs.n ? &in->cli->inputs.at[in->at] : &standard;
-        in->at++;
-        if (in->video && is_video(*path)) return read_video(*path, out, e);
-        if (!(in->reader = ma_reader_open(path, 1, e))) return -1;
-    }
-}
-
-void ma_inputs_close(ma_inputs *in) {
-    if (!in) return;
-    ma_reader_close(in->reader);
-    free(in);
-}
 
 /* ---- reading ahead */
 
-/* What ma_inputs_next said. */
+/* What ma_inputs_next said, and what prepare made of it. */
 typedef struct item {
     int rc;
     ma_sample *s;
+    void *pre;
     ma_err why;
 } item;
 
 typedef struct ahead {
+    const ma_stage *st;
     ma_inputs *in;
     pthread_t thread;
     pthread_mutex_t lock;
@@ -175,17 +33,24 @@ typedef struct ahead {
     bool quit;
 } ahead;
 
+static void drop(const ahead *q, item *i) {
+    if (i->pre) q->st->release(q->st->self, i->pre);
+    ma_sample_free(i->s);
+    *i = (item){0};
+}
+
 static void *read_ahead(void *arg) {
     ahead *q = arg;
     bool more = true;
     while (more) {
         item i = {0};
         i.rc = ma_inputs_next(q->in, &i.s, &i.why);
+        if (i.rc > 0 && q->st->prepare) i.pre = q->st->prepare(q->st->self, &i.s, &i.why);
         pthread_mutex_lock(&q->lock);
         while (q->put - q->got == q->room && !q->quit) pthread_cond_wait(&q->change, &q->lock);
         more = i.rc != 0 && !q->quit && !ma_stopped;
         if (q->quit)
-            ma_sample_free(i.s);
+            drop(q, &i);
         else
             q->ring[q->put++ % q->room] = i;
         pthread_cond_broadcast(&q->change);
@@ -194,8 +59,8 @@ static void *read_ahead(void *arg) {
     return NULL;
 }
 
-static int ahead_start(ahead *q, ma_inputs *in, int batch, ma_err *e) {
-    *q = (ahead){.in = in, .room = 2 * (size_t)batch};
+static int ahead_start(ahead *q, const ma_stage *st, ma_inputs *in, int batch, ma_err *e) {
+    *q = (ahead){.st = st, .in = in, .room = 2 * (size_t)batch};
     q->ring = calloc(q->room, sizeof *q->ring);
     pthread_mutex_init(&q->lock, NULL);
     pthread_cond_init(&q->change, NULL);
@@ -204,17 +69,15 @@ static int ahead_start(ahead *q, ma_inputs *in, int batch, ma_err *e) {
     return ma_fail(e, MA_MEMORY, "no thread to read with");
 }
 
-/* As ma_inputs_next; 0 for ever after the end. */
-static int ahead_next(ahead *q, ma_sample **out, ma_err *why) {
+/* The next; its rc is 0 for ever after the end. */
+static item ahead_next(ahead *q) {
     pthread_mutex_lock(&q->lock);
     while (q->put == q->got) pthread_cond_wait(&q->change, &q->lock);
     item i = q->ring[q->got % q->room];
     if (i.rc) q->got++; /* the end stays */
     pthread_cond_broadcast(&q->change);
     pthread_mutex_unlock(&q->lock);
-    *out = i.s;
-    *why = i.why;
-    return i.rc;
+    return i;
 }
 
 static void ahead_stop(ahead *q) {
@@ -223,7 +86,7 @@ static void ahead_stop(ahead *q) {
     pthread_cond_broadcast(&q->change);
     pthread_mutex_unlock(&q->lock);
     pthread_join(q->thread, NULL);
-    for (; q->got < q->put; q->got++) ma_sample_free(q->ring[q->got % q->room].s);
+    for (; q->got < q->put; q->got++) drop(q, &q->ring[q->got % q->room]);
     pthread_mutex_destroy(&q->lock);
     pthread_cond_destroy(&q->change);
     free(q->ring);
@@ -266,6 +129,7 @@ typedef struct run {
     ahead in;
     ma_writer *out; /* NULL: none wanted */
     ma_sample **s;  /* batch of them */
+    void **pre;
     ma_err *why;
     bool quit; /* --max-bad, --strict */
 } run;
@@ -279,13 +143,15 @@ static void bad(run *r, const char *key, const ma_err *why) {
 static int gather(run *r) {
     int n = 0;
     while (n < r->batch && !r->quit && !ma_stopped) {
-        ma_err why;
-        int rc = ahead_next(&r->in, &r->s[n], &why);
-        if (!rc) break;
-        if (rc > 0)
-            n++;
-        else if (!ma_stopped)
-            bad(r, NULL, &why);
+        item i = ahead_next(&r->in);
+        if (!i.rc) break;
+        if (i.rc > 0 && !i.why.reason && i.s) {
+            r->s[n] = i.s;
+            r->pre[n++] = i.pre;
+            continue;
+        }
+        if (i.why.reason && !ma_stopped) bad(r, i.s ? i.s->key : NULL, &i.why);
+        drop(&r->in, &i);
     }
     return n;
 }
@@ -308,8 +174,9 @@ static int hand_on(run *r, ma_sample *s, ma_err *e) {
 /* Works on r->s[0 .. n) and hands on or frees every one. */
 static int do_batch(run *r, int n, ma_err *e) {
     memset(r->why, 0, sizeof *r->why * (size_t)n);
-    int rc = r->st->work(r->st->self, r->s, n, r->why, e);
+    int rc = r->st->work(r->st->self, r->s, r->pre, n, r->why, e);
     for (int i = 0; i < n; i++) {
+        if (r->pre[i]) r->st->release(r->st->self, r->pre[i]);
         if (!r->s[i]) continue; /* taken away by the tool */
         if (rc || r->why[i].reason) {
             if (!rc) bad(r, r->s[i]->key, &r->why[i]);
@@ -352,10 +219,11 @@ ma_writer *ma_output_open(const ma_cli *cli, int fd, ma_err *e) {
 
 static int set_up(run *r, ma_inputs *in, int out_fd, ma_err *e) {
     r->s = calloc((size_t)r->batch, sizeof *r->s);
+    r->pre = calloc((size_t)r->batch, sizeof *r->pre);
     r->why = calloc((size_t)r->batch, sizeof *r->why);
-    if (!r->s || !r->why) return ma_fail(e, MA_MEMORY, "out of memory");
+    if (!r->s || !r->pre || !r->why) return ma_fail(e, MA_MEMORY, "out of memory");
     if (!r->st->no_output && !(r->out = ma_output_open(r->st->cli, out_fd, e))) return -1;
-    return ahead_start(&r->in, in, r->batch, e);
+    return ahead_start(&r->in, r->st, in, r->batch, e);
 }
 
 /* The stream, from the first sample to the end of the archive. */
@@ -390,6 +258,7 @@ int ma_stage_run(const ma_stage *st, int out_fd) {
     ma_writer_abort(r.out); /* where setting up failed behind it */
     ma_inputs_close(in);
     free(r.s);
+    free(r.pre);
     free(r.why);
     int status = ma_exit_status(cli, &e, st->no_output ? -1 : out_fd);
     if (status == 2 && !in) return 2;

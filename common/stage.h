@@ -2,8 +2,7 @@
  * Inputs are shards, video files (each a sample with KEY.mp4 … and, if beside it, KEY.txt), or standard input. */
 #ifndef MA_STAGE_H
 #define MA_STAGE_H
-#include "cli.h"
-#include "shard.h"
+#include "inputs.h"
 
 typedef struct ma_stage {
     ma_cli *cli;
@@ -11,10 +10,15 @@ typedef struct ma_stage {
     /* Adds its member to each of the n samples (1 ≤ n ≤ batch). why[k].reason != MA_OK: sample k is bad, reported,
      * counted and left out. A sample that it frees and sets to NULL is left out in silence. -1 with *e: the run is
      * over. */
-    int (*work)(void *self, ma_sample **s, int n, ma_err *why, ma_err *e);
-    int batch;       /* most samples per call; 0 means 1 */
-    bool video;      /* video files are inputs */
-    bool no_output;  /* a sink: samples are freed after work, nothing is written */
+    int (*work)(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma_err *e);
+    /* What can be done to a sample alone (decoding): on threads that run ahead of work, in no order. What it returns
+     * comes to work as pre[k] and is given to release afterwards. why: the sample is bad, work does not see it; one
+     * that it frees and sets to NULL is left out in silence. NULL: nothing, pre[k] is NULL. */
+    void *(*prepare)(void *self, ma_sample **, ma_err *why);
+    void (*release)(void *self, void *pre);
+    int batch;      /* most samples per call; 0 means 1 */
+    bool video;     /* video files are inputs */
+    bool no_output; /* a sink: samples are freed after work, nothing is written */
 } ma_stage;
 
 /* Runs the whole stream; the exit status: 0, or 1 when a sample or the run failed. Refuses to write binary data to a
@@ -26,12 +30,6 @@ ma_writer *ma_output_open(const ma_cli *, int fd, ma_err *);
  * without -o, or -1: a reader of it that has gone is not worth words. */
 int ma_exit_status(const ma_cli *, const ma_err *, int out_fd);
 
-/* The inputs alone, for tools that loop over them more than once or make their own output. */
-typedef struct ma_inputs ma_inputs;
-ma_inputs *ma_inputs_open(const ma_cli *, bool video, ma_err *);
-int ma_inputs_next(ma_inputs *, ma_sample **out, ma_err *); /* as ma_reader_next */
-void ma_inputs_close(ma_inputs *);
-
 /* Counts bad samples: prints "ma-flow: KEY: text", returns -1 when --max-bad or --strict says stop. */
 typedef struct ma_tally {
     const ma_cli *cli;
@@ -42,7 +40,8 @@ int ma_tally_end(const ma_tally *); /* the one-line tally, if any were bad; the 
 
 /* KEY.json's entry of a tool: version, options, hashes. Returns whether the sample already carries member `ext` made
  * with the same fingerprint (then pass it on); otherwise, where the member is there, says so once and makes anew.
- * Entry: {"version", "options": {…}, "weights": sha, "input": sha, …}. ma_entry_put replaces the entry (takes it over). */
+ * Entry: {"version", "options": {…}, "weights": sha, "input": sha, …}. ma_entry_put replaces the entry (takes it over).
+ */
 bool ma_entry_same(const ma_cli *, ma_sample *, const char *tool, const char *ext, const cJSON *entry);
 int ma_entry_put(ma_sample *, const char *tool, cJSON *entry, ma_err *);
 

@@ -208,10 +208,10 @@ static ma_tensor *encode(extract *x, const float *clips, int64_t n) {
 }
 
 /* Tokens of the samples s[at[0]], s[at[1]], …, n of them. -1: the run is over. */
-static int put_tokens(extract *x, ma_sample **s, const ma_clip *clip, const int *at, int n, ma_err *why, ma_err *e) {
+static int put_tokens(extract *x, ma_sample **s, ma_clip_job **j, const int *at, int n, ma_err *why, ma_err *e) {
     size_t each = (size_t)((args.size.frames - x->skip) * args.size.height * args.size.width * 3);
     float *in = ma_alloc((size_t)n, each * sizeof *in), *out = NULL;
-    for (int k = 0; in && k < n; k++) normalise(x, &clip[at[k]], in + (size_t)k * each);
+    for (int k = 0; in && k < n; k++) normalise(x, &j[at[k]]->clip, in + (size_t)k * each);
     ma_tensor *tokens = in ? encode(x, in, n) : NULL;
     ma_release(in);
     if (tokens) out = ma_alloc((size_t)ma_count(tokens), sizeof *out);
@@ -227,39 +227,24 @@ static int put_tokens(extract *x, ma_sample **s, const ma_clip *clip, const int 
 
 /* ---- the stream */
 
-/* Decodes what has to be made. Returns how many samples that are; at[]: which. */
-static int decode(extract *x, ma_sample **s, int n, ma_clip *clip, cJSON **entry, int *at, ma_err *why) {
-    int todo = 0;
-    for (int k = 0; k < n; k++) {
-        if (!(entry[k] = make_entry(x, s[k])))
-            ma_fail(&why[k], MA_MEMORY, "%s: out of memory", s[k]->key);
-        else if (!have_all(x, s[k], entry[k]) && !ma_clip_decode(s[k], &args, &clip[k], &why[k]))
-            at[todo++] = k;
-    }
-    return todo;
+static void *prepare(void *self, ma_sample **s, ma_err *why) {
+    cJSON *entry = make_entry(self, *s);
+    return ma_clip_begin(&cli, &args, s, entry, entry && have_all(self, *s, entry), why);
 }
 
-static int work(void *self, ma_sample **s, int n, ma_err *why, ma_err *e) {
+static int work(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma_err *e) {
     extract *x = self;
-    ma_clip *clip = ma_alloc((size_t)n, sizeof *clip);
-    cJSON **entry = ma_alloc((size_t)n, sizeof *entry);
-    int *at = ma_alloc((size_t)n, sizeof *at), rc = 0;
-    if (clip && entry && at) {
-        int todo = decode(x, s, n, clip, entry, at, why);
-        for (int k = 0; x->pixel && k < todo; k++) put_latent(s[at[k]], &clip[at[k]], x->pixel, &why[at[k]]);
-        if (ma_stopped)
-            rc = -1;
-        else if (x->vit && todo)
-            rc = put_tokens(x, s, clip, at, todo, why, e);
-        for (int k = 0; k < n; k++) {
-            ma_clip_finish(&cli, &args, &s[k], &clip[k], entry[k], &why[k]);
-            ma_clip_free(&clip[k]);
-        }
-    } else {
-        rc = ma_fail(e, MA_MEMORY, "out of memory");
-    }
-    ma_release(clip);
-    ma_release(entry);
+    ma_clip_job **j = (ma_clip_job **)pre;
+    int *at = ma_alloc((size_t)n, sizeof *at), todo = 0, rc = 0;
+    if (!at) return ma_fail(e, MA_MEMORY, "out of memory");
+    for (int k = 0; k < n; k++)
+        if (j[k]->clip.rgb) at[todo++] = k;
+    for (int k = 0; x->pixel && k < todo; k++) put_latent(s[at[k]], &j[at[k]]->clip, x->pixel, &why[at[k]]);
+    if (ma_stopped)
+        rc = -1;
+    else if (x->vit && todo)
+        rc = put_tokens(x, s, j, at, todo, why, e);
+    for (int k = 0; k < n; k++) ma_clip_finish(&cli, s[k], j[k], &why[k]);
     ma_release(at);
     return rc;
 }
@@ -294,7 +279,13 @@ int main(int argc, char **argv) {
     if (!rc && cli.common.dry_run) rc = plan(&x, &e);
     rc = ma_exit_status(&cli, &e, -1);
     if (!rc && !cli.common.dry_run)
-        rc = ma_stage_run(&(ma_stage){.cli = &cli, .self = &x, .work = work, .batch = (int)batch, .video = true},
+        rc = ma_stage_run(&(ma_stage){.cli = &cli,
+                                      .self = &x,
+                                      .prepare = prepare,
+                                      .work = work,
+                                      .release = ma_clip_release,
+                                      .batch = (int)batch,
+                                      .video = true},
                           STDOUT_FILENO);
     videomae_free(x.vit);
     ma_weights_close(x.weights);

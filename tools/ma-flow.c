@@ -218,20 +218,17 @@ static int add_flow(flow *f, ma_sample *s, const ma_clip *clip, ma_err *why, ma_
     return rc;
 }
 
-/* One sample: a batch is made of its pairs. */
-static int work(void *self, ma_sample **s, int n, ma_err *why, ma_err *e) {
+static void *prepare(void *self, ma_sample **s, ma_err *why) {
     static const char *const member[] = {"flow.npy", "flow-000.flo", "flow-000.png", "flow-000.png"};
-    flow *f = self;
-    ma_clip clip = {0};
-    cJSON *entry = make_entry(f, *s);
-    int rc = entry ? 0 : ma_fail(e, MA_MEMORY, "%s: out of memory", (*s)->key);
-    bool there = !rc && ma_entry_same(&cli, *s, cli.name, member[format], entry);
-    if (!rc && !there && !ma_clip_decode(*s, &args, &clip, why)) rc = add_flow(f, *s, &clip, why, e);
-    if (!rc)
-        ma_clip_finish(&cli, &args, s, &clip, entry, why);
-    else
-        cJSON_Delete(entry);
-    ma_clip_free(&clip);
+    cJSON *entry = make_entry(self, *s);
+    return ma_clip_begin(&cli, &args, s, entry, entry && ma_entry_same(&cli, *s, cli.name, member[format], entry), why);
+}
+
+/* One sample: a batch is made of its pairs. */
+static int work(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma_err *e) {
+    ma_clip_job *j = *pre;
+    int rc = j->clip.rgb ? add_flow(self, *s, &j->clip, why, e) : 0;
+    if (!rc) ma_clip_finish(&cli, *s, j, why);
     (void)n;
     return rc;
 }
@@ -273,7 +270,14 @@ int main(int argc, char **argv) {
     if (!rc && cli.common.dry_run) rc = plan(&f, &e);
     rc = ma_exit_status(&cli, &e, -1);
     if (!rc && !cli.common.dry_run)
-        rc = ma_stage_run(&(ma_stage){.cli = &cli, .self = &f, .work = work, .batch = 1, .video = true}, STDOUT_FILENO);
+        rc = ma_stage_run(&(ma_stage){.cli = &cli,
+                                      .self = &f,
+                                      .prepare = prepare,
+                                      .work = work,
+                                      .release = ma_clip_release,
+                                      .batch = 1,
+                                      .video = true},
+                          STDOUT_FILENO);
     raft_free(f.net);
     ma_weights_close(f.weights);
     ma_ctx_free(f.ctx);

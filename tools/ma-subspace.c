@@ -215,10 +215,11 @@ static int apply_batch(work *w, ma_sample **s, const ma_item *items, const int *
     return rc;
 }
 
-static int apply(void *self, ma_sample **s, int n, ma_err *why, ma_err *e) {
+static int apply(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma_err *e) {
     work *w = self;
     ma_item item[MOST] = {0}, batch[MOST];
     int at[MOST], rc = 0;
+    (void)pre;
     for (int k = 0; k < n; k++) {
         cJSON *entry = entry_of(w, s[k]);
         if (!have_all(s[k], entry)) load_features(w, s[k], &item[k].a[0], &why[k]);

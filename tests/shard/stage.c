@@ -9,8 +9,9 @@ typedef struct tool {
     int sleep_ms, fail_at, calls;
 } tool;
 
-static int add_len(void *self, ma_sample **s, int n, ma_err *why, ma_err *e) {
+static int add_len(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma_err *e) {
     tool *t = self;
+    (void)pre;
     for (int i = 0; i < n; i++) {
         const ma_member *m = ma_sample_get(s[i], "mp4");
         char *text = ma_format("%zu", m ? m->size : 0);
