@@ -1,16 +1,19 @@
-/* attention: softmax(scale·q·kᵀ)·v on cuDNN's fused engines, in 16 bits with heads of up to 128 values, a multiple
- * of 8. The graphs are those of the formulas, operation by operation; cuDNN knows them again. All else (fp32 among it)
- * goes through kernels of our own, in fp32: a tile of queries against a tile of keys in shared memory, with a running
- * maximum and sum a query; backwards P is computed again from the saved log-sum-exp.
+/* attention: softmax(scale·q·kᵀ)·v. In 16 bits with heads of up to 128 values, a multiple of 8: on cuDNN's fused
+ * engines, whose graphs are those of the formulas, operation by operation (cuDNN knows them again), but on Hopper by
+ * attention_sm90_*.cu. All else (fp32 among it) goes through kernels of our own, in fp32: a tile of queries against a
+ * tile of keys in shared memory, with a running maximum and sum a query; backwards P is computed again from the saved
+ * log-sum-exp, once by blocks that own keys and once by blocks that own queries.
  *
  * Backwards, with P = exp(S - lse) and δ_i = Σ_d dout_id·out_id:
  *   dv = Pᵀ·dout   dS = P∘(dout·vᵀ - δ)   dq = scale·dS·k   dk = scale·dSᵀ·q
  *
  * Traps: cuDNN's faster backward sums dq with atomics and does not give the same bits twice; the graph in which dq is a
  * plain product is computed in order, but keeps dS, B·H·L·M values of 16 bits, in its workspace. So the heads are taken
- * a few at a time, as many as MA_GRAPH_WORK allows. Gradients are written to the workspace, then added.
- * Limits: heads of up to 128 values; backwards, beyond 46,000 tokens our own kernels take over, which are slow. */
+ * a few at a time, as many as MA_GRAPH_WORK allows. Its gradients are written to the workspace, then added.
+ * Limits: heads of up to 128 values; backwards and not on Hopper, beyond 41,000 tokens our own kernels take over, which
+ * are slow. */
 #include "graph.h"
+#include "pack.cuh"
 
 #include <climits>
 #include <cmath>
@@ -127,9 +130,8 @@ ma_plan make_backward(ma_cuda *c, const void *of) {
 /* Whether cuDNN is to be asked at all. A single query with a single key it does not take; in 9.10.0 and 9.10.1 its
  * backward is wrong. */
 bool fits(const sizes &s, bool backward) {
-    size_t version = cudnnGetVersion();
     if (s.type == MA_F32 || s.d % 8 || s.d > 128 || s.m < 1 || (s.l == 1 && s.m == 1)) return false;
-    return !backward || (version != 91000 && version != 91001);
+    return !backward || (cudnnGetVersion() != 91000 && cudnnGetVersion() != 91001);
 }
 
 /* The keys that cuDNN's backward may have: before 9.16 it is wrong, without a mask, where they do not fill its tiles.
@@ -173,7 +175,7 @@ enum { TILE = 64, SIDE = 16, THREADS = SIDE * SIDE, EACH = TILE / SIDE };
 /* Where the values of one head begin, and how far its tokens are apart. */
 struct view {
     int64_t heads, l, m, d;
-    int64_t keys; /* in memory; k and v point at the first of m */
+    int64_t first, keys; /* of the m, and how many there are in memory */
     float scale;
     __device__ int64_t ld() const {
         return heads * d;
@@ -182,7 +184,7 @@ struct view {
         return head / heads * l * ld() + head % heads * d;
     }
     __device__ int64_t key(int64_t head) const {
-        return head / heads * keys * ld() + head % heads * d;
+        return (head / heads * keys + first) * ld() + head % heads * d;
     }
 };
 
@@ -218,26 +220,33 @@ template <int STEPS> __device__ void products(const tile<STEPS> &a, const tile<S
     }
 }
 
-/* sum += p·b, or pᵀ·b: rows y·EACH + i, columns x + SIDE·j. */
-template <int STEPS, bool TURN>
-__device__ void gather(const score_tile &p, const tile<STEPS> &b, float sum[EACH][STEPS]) {
+/* sum += p·b: rows y·EACH + i, columns x + SIDE·j. */
+template <int STEPS> __device__ void gather(const score_tile &p, const tile<STEPS> &b, float sum[EACH][STEPS]) {
     int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
     for (int k = 0; k < TILE; k++) {
         float f[EACH], g[STEPS];
-        for (int i = 0; i < EACH; i++) f[i] = TURN ? p.v[k][y * EACH + i] : p.v[y * EACH + i][k];
+        for (int i = 0; i < EACH; i++) f[i] = p.v[y * EACH + i][k];
         for (int j = 0; j < STEPS; j++) g[j] = b.v[k][x + SIDE * j];
         for (int i = 0; i < EACH; i++)
             for (int j = 0; j < STEPS; j++) sum[i][j] += f[i] * g[j];
     }
 }
 
-template <class T, int STEPS>
-__device__ void put(T *to, int64_t first, int64_t n, int64_t d, int64_t ld, const float sum[EACH][STEPS]) {
+/* f(place, value) for every sum that is inside: of n tokens of d values, ld apart; the tile begins at `first`. */
+template <int STEPS, class F>
+__device__ void each(const float sum[EACH][STEPS], int64_t first, int64_t n, int64_t d, int64_t ld, F f) {
+    int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+#pragma unroll
+    for (int i = 0; i < EACH; i++)
+#pragma unroll
+        for (int j = 0; j < STEPS; j++)
+            if (first + y * EACH + i < n && x + SIDE * j < d) f((first + y * EACH + i) * ld + x + SIDE * j, sum[i][j]);
+}
+
+__device__ void share(score_tile *t, const float s[EACH][EACH]) {
     int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
     for (int i = 0; i < EACH; i++)
-        for (int j = 0; j < STEPS; j++)
-            if (first + y * EACH + i < n && x + SIDE * j < d)
-                to[(first + y * EACH + i) * ld + x + SIDE * j] = ma_down<T>(sum[i][j]);
+        for (int j = 0; j < EACH; j++) t->v[y * EACH + i][x + SIDE * j] = s[i][j];
 }
 
 /* Over the SIDE threads that share a row; all of them get it. */
@@ -280,24 +289,25 @@ __global__ void __launch_bounds__(THREADS) forward(view a, const T *q, const T *
             }
             high = row_max(high);
             for (int j = 0; j < EACH; j++) {
-                float p = expf(score[i][j] - high);
-                s.p.v[y * EACH + i][x + SIDE * j] = p;
-                part += p;
+                score[i][j] = expf(score[i][j] - high);
+                part += score[i][j];
             }
             float keep = expf(top[i] - high);
             sum[i] = sum[i] * keep + row_sum(part);
             top[i] = high;
             for (int j = 0; j < STEPS; j++) acc[i][j] *= keep;
         }
+        share(&s.p, score);
         __syncwarp(); /* a row of p is written and read within one warp */
-        gather<STEPS, false>(s.p, s.v, acc);
+        gather(s.p, s.v, acc);
     }
     for (int i = 0; i < EACH; i++) {
         for (int j = 0; j < STEPS; j++) acc[i][j] /= sum[i];
         int64_t row = first + y * EACH + i;
         if (lse && x == 0 && row < a.l) lse[head * a.l + row] = top[i] + logf(sum[i]);
     }
-    put(out + a.query(head), first, a.l, a.d, a.ld(), acc);
+    T *to = out + a.query(head);
+    each(acc, first, a.l, a.d, a.ld(), [&](int64_t at, float x) { to[at] = ma_down<T>(x); });
 }
 
 /* δ (B,H,L): a warp a row. */
@@ -312,82 +322,70 @@ template <class T> __global__ void row_products(view a, int64_t rows, const T *o
 }
 
 template <int STEPS> struct backward_room {
-    tile<STEPS> q, dout, k, v;
+    tile<STEPS> x1, x2, y1, y2;
     score_tile p; /* P, then dS; or dS alone */
 };
 
-/* The thread's values of P and dS for the tiles in s. lse, delta: of the head. */
-template <int STEPS>
-__device__ void scores(const view &a, const backward_room<STEPS> &s, const float *lse, const float *delta,
-                       int64_t query, int64_t key, float p[EACH][EACH], float ds[EACH][EACH]) {
-    int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
-    products(s.q, s.k, p);
-    products(s.dout, s.v, ds);
-    for (int i = 0; i < EACH; i++) {
-        int64_t row = query + y * EACH + i;
-        for (int j = 0; j < EACH; j++) {
-            bool inside = row < a.l && key + x + SIDE * j < a.m;
-            p[i][j] = inside ? expf(p[i][j] * a.scale - lse[row]) : 0;
-            ds[i][j] = inside ? p[i][j] * (ds[i][j] - delta[row]) * a.scale : 0;
-        }
-    }
-}
+/* What a backward pass reads, and adds to. */
+template <class T> struct pass {
+    const T *q, *k, *v, *dout;
+    const float *lse, *delta;
+    packs::array dq, dk, dv; /* p NULL: not wanted */
+};
 
-__device__ void share(score_tile *t, const float s[EACH][EACH]) {
+/* The thread's values of P and dS for the tiles in s, of rows from `row` and columns from `column` on. */
+template <int STEPS, bool KEYS>
+__device__ void scores(const view &a, const backward_room<STEPS> &s, const float *lse, const float *delta, int64_t row,
+                       int64_t column, float p[EACH][EACH], float ds[EACH][EACH]) {
     int x = threadIdx.x % SIDE, y = threadIdx.x / SIDE;
+    products(s.x1, s.y1, p);
+    products(s.x2, s.y2, ds);
     for (int i = 0; i < EACH; i++)
-        for (int j = 0; j < EACH; j++) t->v[y * EACH + i][x + SIDE * j] = s[i][j];
+        for (int j = 0; j < EACH; j++) {
+            int64_t own = row + y * EACH + i, other = column + x + SIDE * j;
+            int64_t query = KEYS ? other : own, key = KEYS ? own : other;
+            bool inside = query < a.l && key < a.m;
+            p[i][j] = inside ? expf(p[i][j] * a.scale - lse[query]) : 0;
+            ds[i][j] = inside ? p[i][j] * (ds[i][j] - delta[query]) * a.scale : 0;
+        }
 }
 
-/* One block: dq of a tile of queries of one head. */
-template <class T, int STEPS>
-__global__ void __launch_bounds__(THREADS) queries_bwd(view a, const T *q, const T *k, const T *v, const T *dout,
-                                                       const float *lse, const float *delta, T *dq) {
+template <int STEPS>
+__device__ void add_sums(packs::array to, int64_t begin, const float sum[EACH][STEPS], int64_t first, int64_t n,
+                         const view &a) {
+    if (!to.p) return;
+    each(sum, first, n, a.d, a.ld(), [&](int64_t at, float x) { packs::add_one(to, begin + at, x); });
+}
+
+/* One block: a tile of rows X of one head, against all rows Y of the other side. KEYS: it owns keys, X1 = k, X2 = v,
+ * Y1 = q, Y2 = dout, and sums dk and dv; else queries, X1 = q, X2 = dout, Y1 = k, Y2 = v, and dq. */
+template <class T, int STEPS, bool KEYS> __global__ void __launch_bounds__(THREADS) backward(view a, pass<T> of) {
     extern __shared__ float shared[];
     backward_room<STEPS> &s = *(backward_room<STEPS> *)shared;
-    int64_t tiles = (a.l + TILE - 1) / TILE, head = blockIdx.x / tiles, first = blockIdx.x % tiles * TILE;
-    float acc[EACH][STEPS] = {}, p[EACH][EACH], ds[EACH][EACH];
-    fetch(&s.q, q + a.query(head), first, a.l, a.d, a.ld());
-    fetch(&s.dout, dout + a.query(head), first, a.l, a.d, a.ld());
-    for (int64_t key = 0; key < a.m; key += TILE) {
+    int64_t n = KEYS ? a.m : a.l, others = KEYS ? a.l : a.m;
+    int64_t tiles = (n + TILE - 1) / TILE, head = blockIdx.x / tiles, first = blockIdx.x % tiles * TILE;
+    int64_t x = KEYS ? a.key(head) : a.query(head), y = KEYS ? a.query(head) : a.key(head);
+    float sum1[EACH][STEPS] = {}, sum2[EACH][STEPS] = {}, p[EACH][EACH], ds[EACH][EACH];
+    fetch(&s.x1, (KEYS ? of.k : of.q) + x, first, n, a.d, a.ld());
+    fetch(&s.x2, (KEYS ? of.v : of.dout) + x, first, n, a.d, a.ld());
+    for (int64_t other = 0; other < others; other += TILE) {
         __syncthreads();
-        fetch(&s.k, k + a.key(head), key, a.m, a.d, a.ld());
-        fetch(&s.v, v + a.key(head), key, a.m, a.d, a.ld());
+        fetch(&s.y1, (KEYS ? of.q : of.k) + y, other, others, a.d, a.ld());
+        fetch(&s.y2, (KEYS ? of.dout : of.v) + y, other, others, a.d, a.ld());
         __syncthreads();
-        scores(a, s, lse + head * a.l, delta + head * a.l, first, key, p, ds);
+        scores<STEPS, KEYS>(a, s, of.lse + head * a.l, of.delta + head * a.l, first, other, p, ds);
+        if (KEYS) {
+            share(&s.p, p);
+            __syncwarp(); /* as forward: rows stay within a warp */
+            gather(s.p, s.y2, sum2);
+            __syncwarp();
+        }
         share(&s.p, ds);
         __syncwarp();
-        gather<STEPS, false>(s.p, s.k, acc);
+        gather(s.p, s.y1, sum1);
     }
-    put(dq + a.query(head), first, a.l, a.d, a.ld(), acc);
-}
-
-/* One block: dk and dv of a tile of keys of one head. */
-template <class T, int STEPS>
-__global__ void __launch_bounds__(THREADS) keys_bwd(view a, const T *q, const T *k, const T *v, const T *dout,
-                                                    const float *lse, const float *delta, T *dk, T *dv) {
-    extern __shared__ float shared[];
-    backward_room<STEPS> &s = *(backward_room<STEPS> *)shared;
-    int64_t tiles = (a.m + TILE - 1) / TILE, head = blockIdx.x / tiles, first = blockIdx.x % tiles * TILE;
-    float sum_k[EACH][STEPS] = {}, sum_v[EACH][STEPS] = {}, p[EACH][EACH], ds[EACH][EACH];
-    fetch(&s.k, k + a.key(head), first, a.m, a.d, a.ld());
-    fetch(&s.v, v + a.key(head), first, a.m, a.d, a.ld());
-    for (int64_t query = 0; query < a.l; query += TILE) {
-        __syncthreads();
-        fetch(&s.q, q + a.query(head), query, a.l, a.d, a.ld());
-        fetch(&s.dout, dout + a.query(head), query, a.l, a.d, a.ld());
-        __syncthreads();
-        scores(a, s, lse + head * a.l, delta + head * a.l, query, first, p, ds);
-        share(&s.p, p);
-        __syncthreads();
-        gather<STEPS, true>(s.p, s.dout, sum_v);
-        __syncthreads();
-        share(&s.p, ds);
-        __syncthreads();
-        gather<STEPS, true>(s.p, s.q, sum_k);
-    }
-    put(dk + a.key(head), first, a.m, a.d, a.ld(), sum_k);
-    put(dv + a.key(head), first, a.m, a.d, a.ld(), sum_v);
+    if (KEYS) add_sums(of.dv, x, sum2, first, n, a);
+    add_sums(KEYS ? of.dk : of.dq, x, sum1, first, n, a);
 }
 
 /* A kernel with so much shared memory a block. */
@@ -396,10 +394,11 @@ template <class F> bool allow(ma_cuda *c, F *kernel, size_t bytes) {
                         "attention: shared memory");
 }
 
-view view_of(const ma_call *call) {
+/* All queries, the keys from `first` on. */
+view view_of(const ma_call *call, int64_t first) {
     const ma_tensor *q = call->in[0];
-    int64_t m = call->in[1]->n[1];
-    return {q->n[2], q->n[1], m, q->n[3], m, (float)call->f[0]};
+    const int64_t keys = call->in[1]->n[1];
+    return {q->n[2], q->n[1], keys - first, q->n[3], first, keys, (float)call->f[0]};
 }
 
 int64_t blocks_of(int64_t heads, int64_t n) {
@@ -413,39 +412,42 @@ template <class T, int STEPS> int forward_as(const ma_call *call) {
     size_t bytes = sizeof(forward_room<STEPS>);
     if (blocks > INT_MAX || !allow(c, forward<T, STEPS>, bytes)) return -1;
     forward<T, STEPS><<<(unsigned)blocks, THREADS, bytes, c->stream>>>(
-        view_of(call), (const T *)q->data, (const T *)call->in[1]->data, (const T *)call->in[2]->data,
+        view_of(call, 0), (const T *)q->data, (const T *)call->in[1]->data, (const T *)call->in[2]->data,
         (T *)call->out->data, call->save[0] ? (float *)call->save[0]->data : NULL);
     return ma_cuda_launched(call);
 }
 
-/* What a backward pass writes, in the workspace. */
-struct results {
-    void *dq, *dk, *dv;
-    float *delta;
-    void *scratch;
-};
-
-/* The keys from `first` on. dq, where it holds the part of the keys before, is written anew: it is added there first. */
-template <class T, int STEPS> int backward_as(const ma_call *call, const results &to, int64_t first) {
+template <class T, int STEPS, bool KEYS> int launch_backward(const ma_call *call, const view &a, const pass<T> &of) {
     ma_cuda *c = (ma_cuda *)call->stream;
-    const ma_tensor *q = call->in[0], *k = call->in[1], *v = call->in[2];
-    view a = view_of(call);
-    a.m -= first;
-    int64_t heads = q->n[0] * q->n[2], rows = heads * a.l, at = first * a.heads * a.d;
-    int64_t groups = (rows - 1) / (THREADS / 32) + 1, blocks = blocks_of(heads, a.l > a.m ? a.l : a.m);
+    const ma_tensor *q = call->in[0];
+    int64_t blocks = blocks_of(q->n[0] * q->n[2], KEYS ? a.m : a.l);
     size_t bytes = sizeof(backward_room<STEPS>);
-    if (groups > INT_MAX || blocks > INT_MAX || !allow(c, queries_bwd<T, STEPS>, bytes) ||
-        !allow(c, keys_bwd<T, STEPS>, bytes))
-        return -1;
-    const T *dout = (const T *)call->out->grad->data, *keys = (const T *)k->data + at, *values = (const T *)v->data + at;
-    const float *lse = (const float *)call->save[0]->data;
-    row_products<T><<<(unsigned)groups, THREADS, 0, c->stream>>>(a, rows, (const T *)call->out->data, dout, to.delta);
-    if (q->want)
-        queries_bwd<T, STEPS><<<(unsigned)blocks_of(heads, a.l), THREADS, bytes, c->stream>>>(
-            a, (const T *)q->data, keys, values, dout, lse, to.delta, (T *)to.dq);
-    if (k->want || v->want)
-        keys_bwd<T, STEPS><<<(unsigned)blocks_of(heads, a.m), THREADS, bytes, c->stream>>>(
-            a, (const T *)q->data, keys, values, dout, lse, to.delta, (T *)to.dk + at, (T *)to.dv + at);
+    if (blocks > INT_MAX || !allow(c, backward<T, STEPS, KEYS>, bytes)) return -1;
+    backward<T, STEPS, KEYS><<<(unsigned)blocks, THREADS, bytes, c->stream>>>(a, of);
+    return ma_cuda_launched(call);
+}
+
+/* The keys from `first` on. */
+template <class T, int STEPS> int backward_as(const ma_call *call, float *delta, int64_t first) {
+    ma_cuda *c = (ma_cuda *)call->stream;
+    const ma_tensor *q = call->in[0], *k = call->in[1], *v = call->in[2], *out = call->out;
+    view a = view_of(call, first);
+    int64_t rows = q->n[0] * q->n[2] * a.l, groups = (rows - 1) / (THREADS / 32) + 1;
+    if (groups > INT_MAX) return -1;
+    packs::array dq = packs::grad_of(call, 0);
+    if (first) dq.fresh = false; /* it has the part that is of the keys before */
+    pass<T> of = {(const T *)q->data,
+                  (const T *)k->data,
+                  (const T *)v->data,
+                  (const T *)out->grad->data,
+                  (const float *)call->save[0]->data,
+                  delta,
+                  dq,
+                  packs::grad_of(call, 1),
+                  packs::grad_of(call, 2)};
+    row_products<T><<<(unsigned)groups, THREADS, 0, c->stream>>>(a, rows, (const T *)out->data, of.dout, delta);
+    if (q->want && launch_backward<T, STEPS, false>(call, a, of)) return -1;
+    if ((k->want || v->want) && launch_backward<T, STEPS, true>(call, a, of)) return -1;
     return ma_cuda_launched(call);
 }
 
@@ -463,18 +465,27 @@ template <class F> int with_steps(const ma_call *call, F f) {
 
 /* ---- the op ---- */
 
+size_t delta_bytes(const ma_call *call) {
+    return room((size_t)(ma_count(call->in[0]) / call->in[0]->n[3]) * sizeof(float));
+}
+
 bool alike(const ma_call *call) {
     ma_type type = call->out->type;
     return call->in[0]->type == type && call->in[1]->type == type && call->in[2]->type == type;
 }
 
-/* The backward's work: the gradients before they are added, δ, then cuDNN's scratch. Returns what is before that. */
+/* What a backward pass has in the workspace: δ, and where cuDNN computes it the gradients before they are added. */
+struct results {
+    float *delta;
+    void *dq, *dk, *dv, *scratch;
+};
+
+/* Where it lies; returns what is before the scratch. */
 size_t lay_out(const ma_call *call, results *to) {
-    size_t q = room(ma_bytes(call->in[0])), k = room(ma_bytes(call->in[1]));
-    size_t delta = room((size_t)(ma_count(call->in[0]) / call->in[0]->n[3]) * sizeof(float));
-    char *work = (char *)call->work;
-    if (to) *to = {work, work + q, work + q + k, (float *)(work + q + 2 * k), work + q + 2 * k + delta};
-    return q + 2 * k + delta;
+    size_t q = room(ma_bytes(call->in[0])), k = room(ma_bytes(call->in[1])), delta = delta_bytes(call);
+    char *grads = (char *)call->work + delta;
+    if (to) *to = {(float *)call->work, grads, grads + q, grads + q + k, grads + q + 2 * k};
+    return delta + q + 2 * k;
 }
 
 /* One chunk: samples from b on, heads from h on. */
@@ -532,35 +543,54 @@ int run_chunks(const ma_call *call, const sizes &s, const results &to) {
     return 0;
 }
 
-int add_gradient(const ma_call *call, const ma_tensor *t, const void *part) {
-    if (!t->want) return 0;
-    return ma_cuda_cast_add((ma_cuda *)call->stream, t->grad->data, t->grad->type, part, t->type, ma_count(t), true);
+/* To the gradient of in[i], the first `rows` tokens of every sample. */
+int add_gradient(const ma_call *call, int i, const void *part, int64_t rows) {
+    const ma_tensor *t = call->in[i];
+    const bool add = !ma_fresh(call, i);
+    const int64_t sample = ma_count(t) / t->n[0], n = rows * (sample / t->n[1]);
+    for (int64_t b = 0; t->want && b < t->n[0]; b++) {
+        char *to = (char *)t->grad->data + (size_t)(b * sample) * ma_type_size(t->grad->type);
+        const char *from = (const char *)part + (size_t)(b * sample) * ma_type_size(t->type);
+        if (ma_cuda_cast_add((ma_cuda *)call->stream, to, t->grad->type, from, t->type, n, add)) return -1;
+    }
+    return 0;
+}
+
+/* The first s.m keys, by cuDNN. */
+int dnn_backward(const ma_call *call, const sizes &s) {
+    results to;
+    lay_out(call, &to);
+    if (run_chunks(call, s, to) || add_gradient(call, 0, to.dq, s.l)) return -1;
+    return add_gradient(call, 1, to.dk, s.m) || add_gradient(call, 2, to.dv, s.m) ? -1 : 0;
 }
 
 } // namespace
 
 /* In a plan, which has no cuDNN to ask, its scratch is what its plans were seen to need. */
 size_t ma_cuda_attention_work(ma_cuda *c, const ma_call *call, bool backward) {
-    sizes s = backward ? bulk_of(sizes_of(call)) : sizes_of(call), part = fits(s, backward) ? chunk_of(s) : s;
-    if (c->device.plan) {
-        size_t scratch = (size_t)(part.batch * part.heads) * head_scratch(s) + EXTRA;
-        if (!backward) return EXTRA;
-        return lay_out(call, NULL) + (fits(s, true) ? scratch : 0);
+    if (ma_cuda_attention_sm90(c, call)) return backward ? ma_cuda_attention_sm90_work(call) : 0; /* also for δ alone */
+    if (!backward) {
+        const ma_plan *p = c->device.plan ? NULL : plan_of(c, sizes_of(call), false);
+        return c->device.plan ? EXTRA : p ? p->work : 0;
     }
-    if (backward) {
-        size_t scratch;
-        return lay_out(call, NULL) + (fits(s, true) && chunks_known(c, s, &scratch) ? scratch : 0);
-    }
-    const ma_plan *p = plan_of(c, s, false);
-    return p ? p->work : 0;
+    const sizes s = bulk_of(sizes_of(call));
+    if (!fits(s, true)) return delta_bytes(call);
+    const sizes part = chunk_of(s);
+    size_t scratch = (size_t)(part.batch * part.heads) * head_scratch(s) + EXTRA;
+    if (!c->device.plan && !chunks_known(c, s, &scratch)) return delta_bytes(call);
+    return lay_out(call, NULL) + scratch;
 }
 
 int ma_cuda_attention_fwd(const ma_call *call) {
     ma_cuda *c = (ma_cuda *)call->stream;
     void *q = call->in[0]->data, *k = call->in[1]->data, *v = call->in[2]->data, *out = call->out->data;
     void *lse = call->save[0] ? call->save[0]->data : NULL;
-    if (!alike(call) || !ma_cuda_dnn(c)) return -1;
-    const ma_plan *p = ma_graph_aligned({q, k, v, out, lse}) ? plan_of(c, sizes_of(call), false) : NULL;
+    if (!alike(call)) return -1;
+    const bool hopper = ma_cuda_attention_sm90(c, call), aligned = ma_graph_aligned({q, k, v, out, lse});
+    if (hopper && aligned) return ma_cuda_attention_sm90_fwd(call);
+    const bool asked = !hopper && aligned && fits(sizes_of(call), false);
+    if (asked && !ma_cuda_dnn(c)) return -1;
+    const ma_plan *p = asked ? plan_of(c, sizes_of(call), false) : NULL;
     if (!p) return with_steps(call, [&](auto t, auto steps) { return forward_as<decltype(t), steps.value>(call); });
     const float scale = (float)call->f[0];
     if (!lse) return ma_plan_run(c, p, {{Q, q}, {K, k}, {V, v}, {OUT, out}, {SCALE, &scale}}, call->work);
@@ -570,17 +600,21 @@ int ma_cuda_attention_fwd(const ma_call *call) {
 int ma_cuda_attention_bwd(const ma_call *call) {
     ma_cuda *c = (ma_cuda *)call->stream;
     const ma_tensor *q = call->in[0], *k = call->in[1], *v = call->in[2], *out = call->out;
-    if (!alike(call) || out->grad->type != out->type || !ma_cuda_dnn(c)) return -1;
-    results to;
-    lay_out(call, &to);
-    sizes all = sizes_of(call), bulk = bulk_of(all);
+    if (!alike(call) || out->grad->type != out->type) return -1;
+    const bool hopper = ma_cuda_attention_sm90(c, call);
+    const bool aligned = ma_graph_aligned({q->data, k->data, v->data, out->data, out->grad->data,
+                                           packs::grad_of(call, 0).p, packs::grad_of(call, 1).p,
+                                           packs::grad_of(call, 2).p});
+    if (hopper && aligned) return ma_cuda_attention_sm90_bwd(call);
+    const sizes bulk = bulk_of(sizes_of(call));
+    const bool asked = !hopper && aligned && fits(bulk, true);
+    if (asked && !ma_cuda_dnn(c)) return -1;
     size_t scratch;
-    if (!fits(bulk, true) || !ma_graph_aligned({q->data, k->data, v->data, out->data, out->grad->data}) ||
-        !chunks_known(c, bulk, &scratch))
-        bulk.m = 0;
-    auto own = [&](auto t, auto steps) { return backward_as<decltype(t), steps.value>(call, to, bulk.m); };
-    if (bulk.m && (run_chunks(call, bulk, to) || add_gradient(call, q, to.dq))) return -1;
-    if (bulk.m < all.m && (with_steps(call, own) || add_gradient(call, q, to.dq))) return -1;
-    if (add_gradient(call, k, to.dk) || add_gradient(call, v, to.dv)) return -1;
-    return 0;
+    const bool dnn = asked && chunks_known(c, bulk, &scratch);
+    const int64_t done = dnn ? bulk.m : 0;
+    if (dnn && dnn_backward(call, bulk)) return -1;
+    if (done == k->n[1]) return 0;
+    return with_steps(call, [&](auto t, auto steps) {
+        return backward_as<decltype(t), steps.value>(call, (float *)call->work, done);
+    });
 }

@@ -16,7 +16,8 @@ else
 CUDA_LIBRARY := $O/libma-cuda.so
 CUDA_ARCHS := $(if $(CUDA_ARCH),$(CUDA_ARCH),$(shell $(NVCC) --list-gpu-code | sed -n 's/^sm_//p' | sort -n | awk '$$1 >= 80 && $$1 % 10 == 0'))
 CUDA_FLAGS := -O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden,-Wall $(if $(WERROR),-Werror all-warnings) \
-              -I$(dir $(CUDNN_H)) $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a) \
+              -I$(dir $(CUDNN_H))
+CUDA_CODE  := $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a) \
               -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
 CUDA_LINK  := $(foreach d,$(CUDA_LIBS),-L$d -Xlinker -rpath=$d) -Xlinker --enable-new-dtags -Xlinker -z -Xlinker defs \
               -Xlinker --exclude-libs=ALL -lcudnn -lcublasLt
@@ -24,9 +25,14 @@ CUDA_OBJ   := $(patsubst %.cu,$O/obj/%.o,$(wildcard kernels/cuda/*.cu))
 # What the kernels use of common/ (errors, names, sizes): a copy of their own, hidden as all else, on one thread.
 CUDA_BASE  := $(patsubst %,$O/obj/cuda/common/%.o,base array tensor)
 
+# For the instructions that only 9.0 has, and no PTX carries on; without MA_SM90A these files are empty.
+ifneq ($(filter 90,$(CUDA_ARCHS)),)
+$O/obj/kernels/cuda/attention_sm90_%.o: CUDA_CODE := -DMA_SM90A -gencode arch=compute_90a,code=sm_90a
+endif
+
 $O/obj/kernels/cuda/%.o: kernels/cuda/%.cu
 	@mkdir -p $(@D)
-	$(NVCC) $(CUDA_FLAGS) -MMD -MP -c $< -o $@
+	$(NVCC) $(CUDA_FLAGS) $(CUDA_CODE) -MMD -MP -c $< -o $@
 
 $O/obj/cuda/%.o: %.c
 	@mkdir -p $(@D)

@@ -26,6 +26,7 @@ typedef struct ma_cuda {
     cudaStream_t stream;
     void *blas, *dnn;      /* cublasLtHandle_t, cudnnHandle_t */
     void *blas_plans, *dnn_plans; /* caches of gemm.cu and graph.cu */
+    void *team;            /* nccl.cu's; NULL where one GPU works alone */
     void *staging;         /* pinned */
     size_t staging_bytes;
     char failure[256];     /* the last CUDA, cuBLAS or cuDNN error, in words */
@@ -38,6 +39,9 @@ int ma_cuda_launched(const ma_call *);
 void *ma_cuda_blas(ma_cuda *);  /* cublasLtHandle_t, or NULL */
 void *ma_cuda_dnn(ma_cuda *);   /* cudnnHandle_t on our stream, or NULL */
 
+const ma_team_ops *ma_cuda_team(void); /* NULL: built without NCCL */
+void ma_cuda_team_close(ma_cuda *);
+
 #define MA_CUDA_KERNEL(UPPER, lower)                                                                                   \
     int ma_cuda_##lower##_fwd(const ma_call *);                                                                        \
     int ma_cuda_##lower##_bwd(const ma_call *);
@@ -46,6 +50,7 @@ MA_OPS(MA_CUDA_KERNEL)
 
 /* Scratch bytes in call->work, from shapes alone (also in a plan, on a machine without a GPU). */
 size_t ma_cuda_linear_work(ma_cuda *, const ma_call *, bool backward);
+size_t ma_cuda_linear_add_work(ma_cuda *, const ma_call *, bool backward);
 size_t ma_cuda_matmul_work(ma_cuda *, const ma_call *, bool backward);
 size_t ma_cuda_conv_work(ma_cuda *, const ma_call *, bool backward);
 size_t ma_cuda_conv_transpose_work(ma_cuda *, const ma_call *, bool backward);
@@ -54,15 +59,24 @@ size_t ma_cuda_layer_norm_work(ma_cuda *, const ma_call *, bool backward);
 size_t ma_cuda_modulate_work(ma_cuda *, const ma_call *, bool backward);
 size_t ma_cuda_gate_work(ma_cuda *, const ma_call *, bool backward);
 size_t ma_cuda_group_norm_work(ma_cuda *, const ma_call *, bool backward);
+size_t ma_cuda_moments_work(ma_cuda *, const ma_call *, bool backward);
 size_t ma_cuda_reduce_work(ma_cuda *, const ma_call *, bool backward);    /* add, mul, l1, mse */
 size_t ma_cuda_relation_work(ma_cuda *, const ma_call *, bool backward);
 size_t ma_cuda_cosine_work(ma_cuda *, const ma_call *, bool backward);
 
+/* attention on Hopper's tensor cores (attention_sm90_fwd.cu, attention_sm90_bwd.cu): whether it takes such a call on this
+ * card, the scratch bytes that it needs backwards (forward: none), and the passes. These only where it does, with
+ * addresses on 16 bytes: 0, or -1 with ->failure. */
+bool ma_cuda_attention_sm90(ma_cuda *, const ma_call *);
+size_t ma_cuda_attention_sm90_work(const ma_call *);
+int ma_cuda_attention_sm90_fwd(const ma_call *);
+int ma_cuda_attention_sm90_bwd(const ma_call *);
+
 /* Pieces that several files use. All on ->stream. */
 
-/* Column sums of dy (rows, n) added to db (n, f32), in a fixed order; work holds ma_cuda_columns_work bytes. */
+/* Column sums of dy (rows, n), to db (n, f32): = or +=, in a fixed order; work holds ma_cuda_columns_work bytes. */
 size_t ma_cuda_columns_work(int64_t rows, int64_t n);
-int ma_cuda_add_columns(ma_cuda *, const void *dy, ma_type, int64_t rows, int64_t n, float *db, void *work);
+int ma_cuda_columns(ma_cuda *, const void *dy, ma_type, int64_t rows, int64_t n, float *db, bool add, void *work);
 /* dpre = act'(…)·dout: from pre for silu, gelu, gelu_tanh; from out for relu, sigmoid, tanh. Types all alike. */
 int ma_cuda_act_grad(ma_cuda *, ma_act, ma_type, const void *pre, const void *out, const void *dout, void *dpre,
                      int64_t n);
