@@ -1,6 +1,6 @@
 /* cli: the command line, messages and progress. See cli.h for the contract.
  *
- * Limits: at most 48 options of a tool's own; help is laid out for 100 columns and assumes one column a character.
+ * Limits: at most 40 options of a tool's own; help is laid out for 100 columns and assumes one column a character.
  * Traps minded:
  * - strtoll and strtod accept far more than we document (blanks, hex, "inf"): what they get is looked at first;
  * - an empty --files-from must not turn into "no inputs", which would mean standard input;
@@ -21,20 +21,29 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
-enum { NCOMMON = 16, NOPTS = 64 };
+enum { NCOMMON = 17, NOPTS = 64 };
 
-/* Both tables in one: a tool's own options, then those that every tool has. Ended by {0}; returns how many are its own.
- */
+static int append(ma_opt *table, int n, const ma_opt *more) {
+    for (; more && more->name && n < NOPTS; more++) table[n++] = *more;
+    table[n] = (ma_opt){0};
+    return n;
+}
+
+/* All tables in one: a tool's own options, then those that it has in common with others. Ended by {0}; returns how many
+ * are its own. */
 static int options(const ma_cli *cli, ma_common *c, ma_opt table[NOPTS + 1]) {
     const ma_opt common[NCOMMON + 1] = {
         {"out", 'o', MA_OPT_TEXT, &c->out, "FILE", "write FILE, complete or not at all (default standard output)", 0,
          0},
         {"files-from", 0, MA_OPT_TEXT, &c->files_from, "FILE", "more inputs, one a line; - is standard input", 0, 0},
-        {"device", 'd', MA_OPT_TEXT, &c->device, "DEVICE", "auto, cpu, cuda or cuda:N (default $MA_DEVICE, or auto)", 0, 0},
+        {"device", 'd', MA_OPT_TEXT, &c->device, "DEVICE", "auto, cpu, cuda or cuda:N (default $MA_DEVICE, or auto)", 0,
+         0},
         {"dtype", 0, MA_OPT_CHOICE, &c->dtype, "auto|f32|bf16|f16|tf32", "type to compute in (default auto)", 0, 0},
+        {"memory", 0, MA_OPT_BYTES, &c->memory, "SIZE", "most of the device's memory to take, as 24G (default all)", 0,
+         INFINITY},
         {"threads", 'j', MA_OPT_INT, &c->threads, "N", "CPU threads; 0 is all (default 0)", 0, 4096},
         {"seed", 0, MA_OPT_INT, &c->seed, "N", "seed of all random numbers (default 0)", 0, INFINITY},
-        {"level", 'z', MA_OPT_INT, &c->level, "N", "zstd level of the output; 0 is plain tar (default 3)", 0, 22},
+        {"level", 'z', MA_OPT_INT, &c->level, "N", "zstd level of the output; 0 is plain tar (default 1)", 0, 22},
         {"max-bad", 0, MA_OPT_INT, &c->max_bad, "N", "stop after more than N bad samples (default no limit)", 0,
          INFINITY},
         {"strict", 0, MA_OPT_FLAG, &c->strict, NULL, "stop at the first bad sample, as --max-bad 0", 0, 0},
@@ -48,9 +57,23 @@ static int options(const ma_cli *cli, ma_common *c, ma_opt table[NOPTS + 1]) {
         {"version", 0, MA_OPT_FLAG, &c->version, NULL, "print the version and exit", 0, 0},
         {0},
     };
-    int own = 0;
-    for (; own < NOPTS - NCOMMON && cli->opts && cli->opts[own].name; own++) table[own] = cli->opts[own];
-    memcpy(table + own, common, sizeof common);
+    const ma_opt video[] = {
+        {"list", 0, MA_OPT_TEXT, &c->list, "FILE",
+         "videos and captions: CSV with a header, JSON lines, or a name a line", 0, 0},
+        {"captions", 0, MA_OPT_TEXT, &c->captions, "FILE", "a caption a line, for the videos of --list", 0, 0},
+        {"shard", 0, MA_OPT_PART, c->part, "I/N", "take part I, 0 to N-1, of N of the inputs (default 0/1)", 0, 0},
+        {"print-list", 0, MA_OPT_FLAG, &c->print_list, NULL, "print the videos as JSON lines for --list, then stop", 0,
+         0},
+        {0},
+    };
+    const ma_opt preset[] = {
+        {"preset", 0, MA_OPT_TEXT, &c->preset, "NAME|FILE", "take what is not given here from a preset", 0, 0},
+        {0},
+    };
+    const int own = append(table, 0, cli->opts);
+    int n = append(table, own, common);
+    if (cli->video) n = append(table, n, video);
+    if (cli->presets) append(table, n, preset);
     return own;
 }
 
@@ -63,9 +86,9 @@ static void clear_line(void) {
     line_shown = false;
 }
 
-static void say(const ma_cli *c, const char *fmt, va_list ap, const char *tail) {
+static void say(const ma_cli *c, const char *head, const char *fmt, va_list ap, const char *tail) {
     char *text = NULL, *line = NULL;
-    if (vasprintf(&text, fmt, ap) >= 0) line = ma_format("%s: %s%s\n", c->name, text, tail);
+    if (vasprintf(&text, fmt, ap) >= 0) line = ma_format("%s: %s%s%s\n", c->name, head, text, tail);
     flockfile(stderr);
     clear_line();
     fputs(line ? line : "out of memory\n", stderr);
@@ -76,9 +99,12 @@ static void say(const ma_cli *c, const char *fmt, va_list ap, const char *tail) 
 
 void ma_say(const ma_cli *c, int level, const char *fmt, ...) {
     if (level == 1 ? c->common.quiet : level > 1 && c->common.verbose < level - 1) return;
+    if (level && c->rank) return;
+    char who[24] = "";
+    if (c->rank) snprintf(who, sizeof who, "rank %d: ", c->rank);
     va_list ap;
     va_start(ap, fmt);
-    say(c, fmt, ap, "");
+    say(c, who, fmt, ap, "");
     va_end(ap);
 }
 
@@ -140,7 +166,7 @@ enum { PROGRESS_AUTO, PROGRESS_ALWAYS, PROGRESS_NEVER };
 
 static bool silent(const ma_progress *p) {
     int mode = p->cli->common.progress;
-    return mode == PROGRESS_NEVER || (mode == PROGRESS_AUTO && p->cli->common.quiet);
+    return p->cli->rank || mode == PROGRESS_NEVER || (mode == PROGRESS_AUTO && p->cli->common.quiet);
 }
 
 void ma_progress_start(ma_progress *p, const ma_cli *cli, const char *unit, int64_t total) {
@@ -185,12 +211,13 @@ void ma_catch_signals(void) {
 
 /* Usage errors: the message, the hint, exit status 2. */
 __attribute__((format(printf, 2, 3))) static int usage(const ma_cli *c, const char *fmt, ...) {
-    char hint[96];
+    char hint[96], *where = c->reading ? ma_format("%s:%d: ", c->preset.path, c->reading->line) : NULL;
     snprintf(hint, sizeof hint, " (see %s --help)", c->name);
     va_list ap;
     va_start(ap, fmt);
-    say(c, fmt, ap, hint);
+    say(c, where ? where : "", fmt, ap, hint);
     va_end(ap);
+    free(where);
     return 2;
 }
 
@@ -316,6 +343,16 @@ static int set_clip(const ma_cli *c, const ma_opt *o, const char *text) {
     return 0;
 }
 
+static int set_part(const ma_cli *c, const ma_opt *o, const char *text) {
+    int64_t part[2];
+    const char *s = text;
+    if (!parse_int(&s, &part[0]) || *s++ != '/' || !parse_int(&s, &part[1]) || *s || part[0] < 0 ||
+        part[0] >= part[1] || part[1] > 1 << 30)
+        return usage(c, "--%s: %s is not I/N, part I of N, counted from 0, such as 0/8", o->name, text);
+    memcpy(o->to, part, sizeof part);
+    return 0;
+}
+
 static int list_add(const ma_cli *c, ma_list *l, const char *text) {
     if ((l->n & (l->n - 1)) == 0) { /* full: 0, 1, 2, 4, 8 … */
         const char **at = realloc(l->at, (l->n ? (size_t)l->n * 2 : 1) * sizeof *at);
@@ -330,6 +367,22 @@ static int set_int(const ma_cli *c, const ma_opt *o, const char *text) {
     int64_t v;
     const char *s = text;
     if (!parse_int(&s, &v) || *s) return usage(c, "--%s: %s is not a whole number", o->name, text);
+    if (!in_range(c, o, text, (double)v)) return 2;
+    *(int64_t *)o->to = v;
+    return 0;
+}
+
+/* "500M": 500 · 1024². What does not fit in 64 bits is refused. */
+static int set_bytes(const ma_cli *c, const ma_opt *o, const char *text) {
+    static const char units[] = "KMGT";
+    const char *s = text, *unit;
+    int64_t v;
+    bool good = parse_int(&s, &v) && v >= 0;
+    if (good && *s && (unit = strchr(units, *s))) {
+        good = !__builtin_mul_overflow(v, (int64_t)1 << 10 * (unit - units + 1), &v);
+        s++;
+    }
+    if (!good || *s) return usage(c, "--%s: %s is not a size such as 500M or 24G", o->name, text);
     if (!in_range(c, o, text, (double)v)) return 2;
     *(int64_t *)o->to = v;
     return 0;
@@ -358,6 +411,8 @@ static int set(const ma_cli *c, const ma_opt *o, const char *text) {
     case MA_OPT_CHOICE: return set_choice(c, o, text);
     case MA_OPT_SIZE: return set_size(c, o, text);
     case MA_OPT_CLIP: return set_clip(c, o, text);
+    case MA_OPT_BYTES: return set_bytes(c, o, text);
+    case MA_OPT_PART: return set_part(c, o, text);
     }
     return 2;
 }
@@ -371,14 +426,13 @@ typedef struct parser {
     int argc, at; /* at: the next argument to look at */
 } parser;
 
-static int unknown_option(const parser *p, const char *arg, int n) {
-    char typed[64];
+/* dashes: what stands before a name: "--" on the command line, nothing in a preset. */
+static int unknown_option(const parser *p, const char *name, const char *dashes) {
     const char *best = NULL;
     int least = NOPTS;
-    snprintf(typed, sizeof typed, "%.*s", n, arg);
-    for (const ma_opt *o = p->table; o->name && arg[1] == '-'; o++) nearer(typed + 2, o->name, &best, &least);
-    if (best) return usage(p->c, "%.*s: unknown option; did you mean --%s?", n, arg, best);
-    return usage(p->c, "%.*s: unknown option", n, arg);
+    for (const ma_opt *o = p->table; o->name; o++) nearer(name, o->name, &best, &least);
+    if (best) return usage(p->c, "%s%s: unknown option; did you mean %s%s?", dashes, name, dashes, best);
+    return usage(p->c, "%s%s: unknown option", dashes, name);
 }
 
 /* value: what stood behind "=" or the letter, or NULL. */
@@ -397,7 +451,11 @@ static int parse_long(parser *p, const char *arg) {
     size_t n = (size_t)(equals - name);
     const ma_opt *o = p->table;
     while (o->name && (strncmp(o->name, name, n) || o->name[n])) o++;
-    if (!o->name) return unknown_option(p, arg, (int)(equals - arg));
+    if (!o->name) {
+        char typed[64];
+        snprintf(typed, sizeof typed, "%.*s", (int)n, name);
+        return unknown_option(p, typed, "--");
+    }
     if (*equals && !takes_value(o)) return usage(p->c, "--%s: takes no value", o->name);
     return apply(p, o, *equals ? equals + 1 : NULL);
 }
@@ -408,7 +466,7 @@ static int parse_letters(parser *p, const char *arg) {
     for (const char *s = arg + 1; *s && rc == 0; s++) {
         const ma_opt *o = p->table;
         while (o->name && o->letter != *s) o++;
-        if (!o->name) return unknown_option(p, (char[]){'-', *s, 0}, 2);
+        if (!o->name) return usage(p->c, "-%c: unknown option", *s);
         if (takes_value(o)) return apply(p, o, s[1] ? s + 1 : NULL);
         rc = apply(p, o, NULL);
     }
@@ -491,6 +549,36 @@ static int files_from(ma_cli *c) {
     return rc;
 }
 
+/* A line of a preset: an option of the tool's own, in full, unless the command line has it. */
+static int apply_preset_line(parser *p, int own, const ma_preset_line *l, uint64_t on_command_line) {
+    int i = 0;
+    while (i < own && strcmp(p->table[i].name, l->name)) i++;
+    if (i == own) return unknown_option(p, l->name, "");
+    const ma_opt *o = &p->table[i];
+    const uint64_t bit = 1ull << i;
+    if (takes_value(o) && !l->value) return usage(p->c, "%s: needs a value, %s", o->name, o->arg);
+    if (!takes_value(o) && l->value) return usage(p->c, "%s: takes no value", o->name);
+    if (on_command_line & bit) return 0;
+    if (p->c->given & bit && o->type != MA_OPT_LIST) return usage(p->c, "%s: is there twice", o->name);
+    p->c->given |= bit;
+    return set(p->c, o, l->value);
+}
+
+static int apply_preset(parser *p, int own) {
+    ma_cli *c = p->c;
+    ma_err e = {0};
+    const uint64_t on_command_line = c->given;
+    int rc = 0;
+    if (!c->common.preset) return 0;
+    if (ma_preset_read(c->common.preset, c->name, &c->preset, &e)) return usage(c, "--preset: %s", e.text);
+    for (int i = 0; i < c->preset.n && !rc; i++) {
+        c->reading = &c->preset.at[i];
+        rc = apply_preset_line(p, own, c->reading, on_command_line);
+    }
+    c->reading = NULL;
+    return rc;
+}
+
 static int check_common(const ma_cli *c) {
     const char *d = c->common.device, *number = d + 5;
     int64_t n;
@@ -498,6 +586,8 @@ static int check_common(const ma_cli *c) {
     if (strcmp(d, "auto") && strcmp(d, "cpu") && strcmp(d, "cuda") && !cuda_n)
         return usage(c, "--device: %s is not one of auto, cpu, cuda, cuda:N", d);
     if (c->common.out && !*c->common.out) return usage(c, "--out: needs a value, FILE");
+    if (c->common.captions && !c->common.list)
+        return usage(c, "--captions: needs --list, the videos that they belong to");
     return 0;
 }
 
@@ -511,11 +601,12 @@ static int end_output(const ma_cli *c, FILE *out) {
 int ma_cli_parse(ma_cli *c, int argc, char **argv, FILE *out) {
     c->verb = -1;
     c->inputs = (ma_list){0};
-    c->common = (ma_common){.device = "auto", .level = 3, .max_bad = -1};
+    c->common = (ma_common){.device = "auto", .level = 1, .max_bad = -1, .part = {0, 1}};
     c->given = 0;
     c->names = (ma_buf){0};
+    c->preset = (ma_preset){0};
     parser p = {.c = c, .argv = argv, .argc = argc, .at = 1};
-    options(c, &c->common, p.table);
+    const int own = options(c, &c->common, p.table);
     int rc = parse_arguments(&p);
     if (rc == 0 && c->common.help) {
         ma_cli_help(c, out);
@@ -526,6 +617,7 @@ int ma_cli_parse(ma_cli *c, int argc, char **argv, FILE *out) {
         return end_output(c, out);
     }
     if (rc == 0 && c->verbs && c->verb < 0) rc = no_verb(c);
+    if (rc == 0) rc = apply_preset(&p, own);
     if (rc == 0) rc = check_common(c);
     if (rc == 0) rc = files_from(c);
     if (rc) return rc;
@@ -555,6 +647,7 @@ void ma_cli_free(ma_cli *c) {
     free(c->inputs.at);
     c->common.drop = c->inputs = (ma_list){0};
     ma_buf_free(&c->names);
+    ma_preset_free(&c->preset);
 }
 
 /* Help */

@@ -45,25 +45,46 @@ static ma_device *cuda(int index, bool plan, ma_err *e) {
     return NULL;
 }
 
+/* One for all, but without the limit that somebody set before. A plan is a copy, which has taken nothing yet. */
+static ma_device *cpu(bool plan) {
+    ma_device *d = ma_cpu_device(plan);
+    d->limit = d->free_bytes = 0;
+    if (plan) d->taken = 0;
+    return d;
+}
+
+/* The number after "kind:", or 0 for "kind" alone; -1: it is neither. */
+static int index_of(const char *name, const char *kind) {
+    const size_t n = strlen(kind);
+    char *end = NULL;
+    if (!strcmp(name, kind)) return 0;
+    long index = !strncmp(name, kind, n) && name[n] == ':' ? strtol(name + n + 1, &end, 10) : -1;
+    return end && end > name + n + 1 && !*end && index >= 0 && index < 1024 ? (int)index : -1;
+}
+
 ma_device *ma_device_open(const char *name, bool plan, char note[160], ma_err *e) {
     note[0] = 0;
-    if (!strcmp(name, "cpu")) return ma_cpu_device(plan);
-    if (!strcmp(name, "auto")) {
+    if (!strcmp(name, "cpu")) return cpu(plan);
+    int index = index_of(name, "auto");
+    if (index >= 0) {
         ma_err why = {0};
-        ma_device *d = cuda(0, plan, &why);
+        ma_device *d = cuda(index, plan, &why);
         if (d && d->free_bytes) return d;
         ma_device_close(d); /* a plan opens without a GPU too; it is not what would run */
-        if (why.reason != MA_OK && why.reason != MA_MISSING) snprintf(note, 160, "running on the CPU (%.130s)", why.text);
-        return ma_cpu_device(plan);
+        if (why.reason != MA_OK && why.reason != MA_MISSING)
+            snprintf(note, 160, "running on the CPU (%.130s)", why.text);
+        return cpu(plan);
     }
-    char *end = NULL;
-    long index = !strncmp(name, "cuda:", 5) ? strtol(name + 5, &end, 10) : 0;
-    if (!strcmp(name, "cuda") || (end && end > name + 5 && !*end && index >= 0 && index < 1024))
-        return cuda((int)index, plan, e);
+    if ((index = index_of(name, "cuda")) >= 0) return cuda(index, plan, e);
     ma_fail(e, MA_USAGE, "device: '%s' is not auto, cpu, cuda or cuda:N", name);
     return NULL;
 }
 
 void ma_device_close(ma_device *d) {
     if (d && d->close) d->close(d);
+}
+
+void ma_device_limit(ma_device *d, size_t bytes) {
+    if (d->free_bytes && d->free_bytes <= bytes) return;
+    d->free_bytes = d->limit = bytes;
 }

@@ -66,12 +66,20 @@ ma_tensor *ma_linear(ma_ctx *c, ma_tensor *x, ma_tensor *w, ma_tensor *b, ma_act
     return ma_run(c, &call);
 }
 
-ma_tensor *ma_matmul(ma_ctx *c, ma_tensor *a, ma_tensor *b, double scale) {
+static ma_tensor *matmul(ma_ctx *c, ma_tensor *a, ma_tensor *b, double scale, bool f32) {
     if (!a || !b) return NULL;
     if (a->nd != 3 || b->nd != 3 || a->n[0] != b->n[0] || a->n[2] != b->n[2]) return mismatch(c, MA_OP_MATMUL, a, b);
     ma_call call = {.op = MA_OP_MATMUL, .in = {a, b}, .f = {scale}};
-    call.out = ma_new(c, a->type, MA_SHAPE(a->n[0], a->n[1], b->n[1]));
+    call.out = ma_new(c, f32 ? MA_F32 : a->type, MA_SHAPE(a->n[0], a->n[1], b->n[1]));
     return ma_run(c, &call);
+}
+
+ma_tensor *ma_matmul(ma_ctx *c, ma_tensor *a, ma_tensor *b, double scale) {
+    return matmul(c, a, b, scale, false);
+}
+
+ma_tensor *ma_matmul_f32(ma_ctx *c, ma_tensor *a, ma_tensor *b, double scale) {
+    return matmul(c, a, b, scale, true);
 }
 
 /* Convolutions of both kinds share attributes; n is the output's shape. */
@@ -111,10 +119,14 @@ ma_tensor *ma_conv_transpose(ma_ctx *c, ma_tensor *x, ma_tensor *w, ma_tensor *b
     return convolution(c, MA_OP_CONV_TRANSPOSE, x, w, b, v, act, n);
 }
 
+/* q (B,L,H,D) goes with k and v (B,M,H,D). */
+static bool attends(const ma_tensor *q, const ma_tensor *k, const ma_tensor *v) {
+    return q->nd == 4 && k->nd == 4 && q->n[0] == k->n[0] && q->n[2] == k->n[2] && q->n[3] == k->n[3] && same_shape(k, v);
+}
+
 ma_tensor *ma_attention(ma_ctx *c, ma_tensor *q, ma_tensor *k, ma_tensor *v, double scale) {
     if (!q || !k || !v) return NULL;
-    if (q->nd != 4 || k->nd != 4 || q->n[0] != k->n[0] || q->n[2] != k->n[2] || q->n[3] != k->n[3] || !same_shape(k, v))
-        return mismatch(c, MA_OP_ATTENTION, q, k);
+    if (!attends(q, k, v)) return mismatch(c, MA_OP_ATTENTION, q, k);
     ma_call call = {.op = MA_OP_ATTENTION, .in = {q, k, v}, .f = {scale}, .out = like(c, q)};
     if (ma_wanted(c, &call)) call.save[0] = ma_new(c, MA_F32, MA_SHAPE(q->n[0], q->n[2], q->n[1]));
     return ma_run(c, &call);
@@ -124,7 +136,8 @@ ma_tensor *ma_layer_norm(ma_ctx *c, ma_tensor *x, ma_tensor *g, ma_tensor *b, do
     if (!x) return NULL;
     if (!g != !b || !is_vector(g, last(x)) || !is_vector(b, last(x)))
         return mismatch(c, MA_OP_LAYER_NORM, x, g ? g : b);
-    ma_call call = {.op = MA_OP_LAYER_NORM, .in = {x, g, b}, .f = {eps}, .out = like(c, x)};
+    ma_call call = {.op = MA_OP_LAYER_NORM, .in = {x, g, b}, .f = {eps}};
+    call.out = ma_new(c, g ? g->type : x->type, x->nd, x->n);
     save_moments(c, &call, MA_SHAPE(ma_count(x) / last(x)));
     return ma_run(c, &call);
 }
@@ -171,6 +184,47 @@ ma_tensor *ma_group_norm(ma_ctx *c, ma_tensor *x, ma_tensor *g, ma_tensor *b, in
     return ma_run(c, &call);
 }
 
+ma_tensor *ma_moments(ma_ctx *c, ma_tensor *x, ma_tensor *add, int64_t groups) {
+    if (!x) return NULL;
+    ma_call call = {.op = MA_OP_MOMENTS, .in = {x, add}, .i = {groups}};
+    if (x->nd != 5 || groups < 1 || x->n[4] % groups || (add && !same_shape(x, add)) ||
+        (add && ma_recorded(c) && (x->want || add->want)))
+        return mismatch(c, MA_OP_MOMENTS, x, add);
+    call.out = ma_new(c, MA_F32, MA_SHAPE(2, x->n[0], groups));
+    return ma_run(c, &call);
+}
+
+/* The nearest position of every one of x is a position of map, which has channels enough: see ma_causal_norm. */
+static bool repeats(const ma_tensor *x, const ma_tensor *map, int64_t from) {
+    bool apart = x->n[1] > 1 && x->n[1] % 2;
+    int64_t frames = x->n[1] - apart, of = map->nd == 5 ? map->n[1] - apart : 0;
+    return of > 0 && x->n[0] == map->n[0] && from >= 0 && from <= map->n[4] - 2 * x->n[4] && frames % of == 0 &&
+           x->n[2] % map->n[2] == 0 && x->n[3] % map->n[3] == 0;
+}
+
+/* What ma_moments made of a tensor of x's shape. */
+static bool describes(const ma_tensor *moments, const ma_tensor *x) {
+    return moments->type == MA_F32 && moments->nd == 3 && moments->n[0] == 2 && moments->n[1] == x->n[0] &&
+           moments->n[2] > 0 && x->n[4] % moments->n[2] == 0;
+}
+
+ma_tensor *ma_causal_norm(ma_ctx *c, ma_tensor *x, ma_tensor *moments, ma_tensor *g, ma_tensor *b, ma_tensor *map,
+                          ma_tensor *past, ma_causal how) {
+    if (!x) return NULL;
+    if (x->nd != 5 || how.lead < 0 || (g && !moments) || !g != !b || !is_vector(g, x->n[4]) || !is_vector(b, x->n[4]))
+        return mismatch(c, MA_OP_CAUSAL_NORM, x, g);
+    if (moments && !describes(moments, x)) return mismatch(c, MA_OP_CAUSAL_NORM, x, moments);
+    if (map && !repeats(x, map, how.from)) return mismatch(c, MA_OP_CAUSAL_NORM, x, map);
+    const int64_t n[5] = {x->n[0], how.lead, x->n[2], x->n[3], x->n[4]};
+    if (past && (past->nd != 5 || memcmp(past->n, n, sizeof n))) return mismatch(c, MA_OP_CAUSAL_NORM, x, past);
+    ma_call call = {.op = MA_OP_CAUSAL_NORM,
+                    .in = {x, g, b, moments, map, past},
+                    .i = {how.from, how.act, how.lead, how.fresh || !past},
+                    .f = {how.eps}};
+    call.out = ma_new(c, x->type, MA_SHAPE(n[0], how.lead + x->n[1], n[2], n[3], n[4]));
+    return ma_run(c, &call);
+}
+
 ma_tensor *ma_rope(ma_ctx *c, ma_tensor *x, ma_tensor *cosine, ma_tensor *sine, int64_t text) {
     if (!x || !cosine || !sine) return NULL;
     if (x->nd != 4 || x->n[3] % 2 || !same_shape(cosine, sine) || cosine->nd != 2 || cosine->n[0] != x->n[1] - text ||
@@ -186,19 +240,33 @@ ma_tensor *ma_act_(ma_ctx *c, ma_tensor *x, ma_act act) {
     return ma_run(c, &call);
 }
 
-static ma_tensor *binary(ma_ctx *c, ma_op op, ma_tensor *a, ma_tensor *b) {
+static ma_tensor *binary(ma_ctx *c, ma_op op, ma_tensor *a, ma_tensor *b, ma_act act) {
     if (!a || !b) return NULL;
     if (!trails(a, b)) return mismatch(c, op, a, b);
-    ma_call call = {.op = op, .in = {a, b}, .out = like(c, a)};
+    ma_call call = {.op = op, .in = {a, b}, .i = {act}};
+    if (act != MA_NONE && ma_recorded(c) && (a->want || b->want))
+        return ma_act_(c, binary(c, op, a, b, MA_NONE), act);
+    call.out = like(c, a);
     return ma_run(c, &call);
 }
 
 ma_tensor *ma_add(ma_ctx *c, ma_tensor *a, ma_tensor *b) {
-    return binary(c, MA_OP_ADD, a, b);
+    return binary(c, MA_OP_ADD, a, b, MA_NONE);
+}
+
+ma_tensor *ma_add_act(ma_ctx *c, ma_tensor *a, ma_tensor *b, ma_act act) {
+    return binary(c, MA_OP_ADD, a, b, act);
+}
+
+ma_tensor *ma_add_to(ma_ctx *c, ma_tensor *a, ma_tensor *b) {
+    if (!a || !b) return NULL;
+    ma_call call = {.op = MA_OP_ADD, .in = {a, b}, .out = a};
+    if (!trails(a, b) || (ma_recorded(c) && (a->want || b->want))) return mismatch(c, MA_OP_ADD, a, b);
+    return ma_run(c, &call);
 }
 
 ma_tensor *ma_mul_(ma_ctx *c, ma_tensor *a, ma_tensor *b) {
-    return binary(c, MA_OP_MUL, a, b);
+    return binary(c, MA_OP_MUL, a, b, MA_NONE);
 }
 
 ma_tensor *ma_lerp(ma_ctx *c, ma_tensor *a, ma_tensor *b, ma_tensor *z) {
@@ -272,20 +340,20 @@ ma_tensor *ma_pool(ma_ctx *c, ma_tensor *x) {
     return ma_run(c, &call);
 }
 
-ma_tensor *ma_corr_lookup(ma_ctx *c, ma_tensor *coords, ma_tensor **level, int levels, int64_t radius) {
+ma_tensor *ma_corr_lookup(ma_ctx *c, ma_tensor *coords, ma_tensor **level, int levels, int64_t radius, int64_t width) {
     if (!coords) return NULL;
     if (coords->nd != 5 || coords->n[1] != 1 || coords->n[4] != 2 || coords->type != MA_F32 || levels < 1 ||
-        levels > 7 || radius < 1)
+        levels > 7 || radius < 1 || width < levels * (2 * radius + 1) * (2 * radius + 1))
         return mismatch(c, MA_OP_CORR_LOOKUP, coords, NULL);
     ma_call call = {.op = MA_OP_CORR_LOOKUP, .in = {coords}, .i = {radius, levels}};
-    int64_t pixels = ma_count(coords) / 2, side = 2 * radius + 1;
+    int64_t pixels = ma_count(coords) / 2;
     for (int k = 0; k < levels; k++) {
         if (!level[k]) return NULL;
         call.in[1 + k] = level[k];
         if (level[k]->nd != 5 || level[k]->n[0] != pixels || level[k]->n[1] != 1 || level[k]->n[4] != 1)
             return mismatch(c, MA_OP_CORR_LOOKUP, coords, level[k]);
     }
-    call.out = ma_new(c, ma_get_type(c), MA_SHAPE(coords->n[0], 1, coords->n[2], coords->n[3], levels * side * side));
+    call.out = ma_new(c, ma_get_type(c), MA_SHAPE(coords->n[0], 1, coords->n[2], coords->n[3], width));
     return ma_run(c, &call);
 }
 
@@ -296,6 +364,93 @@ ma_tensor *ma_upsample_convex(ma_ctx *c, ma_tensor *flow, ma_tensor *mask) {
         return mismatch(c, MA_OP_UPSAMPLE_CONVEX, flow, mask);
     ma_call call = {.op = MA_OP_UPSAMPLE_CONVEX, .in = {flow, mask}};
     call.out = ma_new(c, flow->type, MA_SHAPE(flow->n[0], 1, 8 * flow->n[2], 8 * flow->n[3], 2));
+    return ma_run(c, &call);
+}
+
+/* t is h's shape with so many times its channels. */
+static bool times_channels(const ma_tensor *h, const ma_tensor *t, int64_t times) {
+    return t->nd == h->nd && h->nd > 0 && !memcmp(t->n, h->n, (size_t)(h->nd - 1) * sizeof *h->n) &&
+           last(t) == times * last(h);
+}
+
+static ma_tensor *gru(ma_ctx *c, ma_op op, ma_tensor *h, ma_tensor *of_h, ma_tensor *of_x, ma_tensor *of_rest,
+                      ma_tensor *of_rh) {
+    if (!h || !of_h || !of_x || !of_rest) return NULL;
+    if (!times_channels(h, of_h, 2)) return mismatch(c, op, h, of_h);
+    if (!times_channels(h, of_x, 3) || !same_shape(of_x, of_rest)) return mismatch(c, op, h, of_x);
+    if (of_rh && !same_shape(h, of_rh)) return mismatch(c, op, h, of_rh);
+    ma_call call = {.op = op, .in = {h, of_h, of_x, of_rest, of_rh}, .out = like(c, h)};
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_gru_reset(ma_ctx *c, ma_tensor *h, ma_tensor *of_h, ma_tensor *of_x, ma_tensor *of_rest) {
+    return gru(c, MA_OP_GRU_RESET, h, of_h, of_x, of_rest, NULL);
+}
+
+ma_tensor *ma_gru_update(ma_ctx *c, ma_tensor *h, ma_tensor *of_h, ma_tensor *of_x, ma_tensor *of_rest,
+                         ma_tensor *of_rh) {
+    return of_rh ? gru(c, MA_OP_GRU_UPDATE, h, of_h, of_x, of_rest, of_rh) : NULL;
+}
+
+ma_tensor *ma_cast(ma_ctx *c, ma_tensor *x, ma_type type, int64_t width) {
+    if (!x) return NULL;
+    if (x->nd < 1 || width < last(x)) return mismatch(c, MA_OP_CAST, x, NULL);
+    ma_call call = {.op = MA_OP_CAST, .in = {x}};
+    int64_t n[MA_DIMS];
+    memcpy(n, x->n, sizeof n);
+    n[x->nd - 1] = width;
+    call.out = ma_new(c, type, x->nd, n);
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_pixels(ma_ctx *c, ma_tensor *x, const ma_colours *m, int64_t width) {
+    if (!x) return NULL;
+    if (x->nd < 1 || last(x) != 3 || x->type != MA_U8 || width < 3) return mismatch(c, MA_OP_PIXELS, x, NULL);
+    ma_call call = {.op = MA_OP_PIXELS, .in = {x}};
+    for (int k = 0; k < 3; k++) {
+        call.f[k] = m->mul[k];
+        call.f[3 + k] = m->add[k];
+    }
+    int64_t n[MA_DIMS];
+    memcpy(n, x->n, sizeof n);
+    n[x->nd - 1] = width;
+    call.out = ma_new(c, ma_get_type(c), x->nd, n);
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_embed(ma_ctx *c, ma_tensor *table, ma_tensor *at) {
+    if (!table || !at) return NULL;
+    if (table->nd != 2 || at->nd >= MA_DIMS || at->type != MA_F32) return mismatch(c, MA_OP_EMBED, table, at);
+    ma_call call = {.op = MA_OP_EMBED, .in = {table, at}};
+    int64_t n[MA_DIMS];
+    memcpy(n, at->n, sizeof n);
+    n[at->nd] = table->n[1];
+    call.out = ma_new(c, MA_F32, at->nd + 1, n);
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_rms_norm(ma_ctx *c, ma_tensor *x, ma_tensor *g, double eps) {
+    if (!x || !g) return NULL;
+    if (!is_vector(g, last(x))) return mismatch(c, MA_OP_RMS_NORM, x, g);
+    ma_call call = {.op = MA_OP_RMS_NORM, .in = {x, g}, .f = {eps}, .out = ma_new(c, g->type, x->nd, x->n)};
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_linear_add(ma_ctx *c, ma_tensor *r, ma_tensor *x, ma_tensor *w, ma_tensor *b) {
+    if (!r || !x || !w) return NULL;
+    if (w->nd != 2 || x->nd < 1 || last(x) != w->n[1] || !is_vector(b, w->n[0])) return mismatch(c, MA_OP_LINEAR_ADD, x, w);
+    if (r->nd != x->nd || last(r) != w->n[0] || memcmp(r->n, x->n, (size_t)(x->nd - 1) * sizeof *x->n))
+        return mismatch(c, MA_OP_LINEAR_ADD, r, x);
+    ma_call call = {.op = MA_OP_LINEAR_ADD, .in = {r, x, w, b}, .out = r};
+    return ma_run(c, &call);
+}
+
+ma_tensor *ma_attention_relative(ma_ctx *c, ma_tensor *q, ma_tensor *k, ma_tensor *v, ma_tensor *bias, double scale) {
+    if (!q || !k || !v || !bias) return NULL;
+    if (!attends(q, k, v)) return mismatch(c, MA_OP_ATTENTION_RELATIVE, q, k);
+    if (bias->type != MA_F32 || bias->nd != 2 || bias->n[0] != q->n[2] || bias->n[1] != q->n[1] + k->n[1] - 1)
+        return mismatch(c, MA_OP_ATTENTION_RELATIVE, q, bias);
+    ma_call call = {.op = MA_OP_ATTENTION_RELATIVE, .in = {q, k, v, bias}, .f = {scale}, .out = like(c, q)};
     return ma_run(c, &call);
 }
 

@@ -4,11 +4,14 @@
 #define MA_OPTIM_H
 
 #include "param.h"
+#include "team.h"
 
 typedef struct ma_optim_opts {
     double lr, beta1, beta2, eps, decay;
     double clip;           /* most the global gradient norm may be; 0: no limit */
     int64_t warmup, total; /* steps; total 0: constant after warm-up, else cosine to 0 */
+    ma_team *team;         /* whose gradients are summed before a step; NULL: alone */
+    bool shard;            /* the state of each parameter is with one rank, which updates it for all */
 } ma_optim_opts;
 
 typedef struct ma_optim ma_optim;
@@ -16,11 +19,14 @@ typedef struct ma_optim ma_optim;
 ma_optim *ma_optim_new(ma_ctx *, ma_params *const *, int n, const ma_optim_opts *);
 void ma_optim_free(ma_optim *);
 double ma_optim_lr(const ma_optim *, int64_t step); /* step from 1 */
-/* Clips, updates, zeroes the gradients. norm: the global norm before clipping. A norm that is not finite is
- * MA_NOTFINITE, names the first parameter it stands in, and nothing has changed. */
+/* From here on the gradients count this many times as much. */
+void ma_optim_scale(ma_optim *, double factor);
+/* Sums (of a team), clips, updates, zeroes the gradients. norm: the global norm before clipping. A norm that is not
+ * finite is MA_NOTFINITE, names the first parameter it stands in, and nothing has changed. */
 int ma_optim_step(ma_optim *, double *norm, ma_err *);
 int64_t ma_optim_steps(const ma_optim *); /* done so far */
-/* State by name: m.NAME, v.NAME (and master.NAME), "step" in the metadata. */
+/* State by name: m.NAME, v.NAME (and master.NAME), "step" in the metadata. Of a team rank 0 writes, for any number of
+ * ranks to load, and all call; path NULL: rank 0 writes nothing, which the others must know. */
 int ma_optim_save(ma_optim *, const char *path, ma_err *);
 int ma_optim_load(ma_optim *, const char *path, ma_err *);
 

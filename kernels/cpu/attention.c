@@ -7,6 +7,7 @@
  * A task owns the keys of its group in one head, hence their dk and dv; dq is summed a group apart and then added in
  * order. The groups are cut by the sizes only.
  *
+ * attention_relative is the same forward with a bias by distance, (H, L+M-1), added to the scaled scores.
  * Trap: a group's dq is as large as q: with few heads there are several groups. */
 #include "cpu.h"
 #include "gemm.h"
@@ -70,9 +71,19 @@ static float soften(float *score, int64_t n, float *top) {
     return sum;
 }
 
-/* Queries from `row` on against all keys. q, k, v, out: at the head's start; lse: at the head's, or NULL. */
-static void query_tile(const sizes *s, int64_t row, const float *q, const float *k, const float *v, float *out,
-                       float *lse, float *room) {
+/* Adds to rows × keys scores, the first of query `row` and key `key`, what their distance has; bias: of the head. */
+static void add_bias(const sizes *s, const float *bias, int64_t row, int64_t rows, int64_t key, int64_t keys,
+                     float *score) {
+    for (int64_t r = 0; r < rows; r++) {
+        const float *by = bias + key - (row + r) + s->l - 1;
+#pragma omp simd
+        for (int64_t j = 0; j < keys; j++) score[r * KEYS + j] += by[j];
+    }
+}
+
+/* Queries from `row` on against all keys. q, k, v, out: at the head's start; bias, lse: at the head's, or NULL. */
+static void query_tile(const sizes *s, int64_t row, const float *q, const float *k, const float *v, const float *bias,
+                       float *out, float *lse, float *room) {
     float *score = room, *acc = score + QUERIES * KEYS, *top = acc + QUERIES * s->d, *sum = top + QUERIES;
     int64_t rows = ma_min(QUERIES, s->l - row);
     for (int64_t r = 0; r < rows; r++) {
@@ -83,6 +94,7 @@ static void query_tile(const sizes *s, int64_t row, const float *q, const float 
         int64_t keys = ma_min(KEYS, s->m - key);
         ma_gemm_tile(false, true, rows, keys, s->d, s->scale, q + row * s->ld, s->ld, k + key * s->ld, s->ld, 0, score,
                      KEYS);
+        if (bias) add_bias(s, bias, row, rows, key, keys, score);
         for (int64_t r = 0; r < rows; r++) {
             float before = top[r], part = soften(score + r * KEYS, keys, &top[r]);
             float keep = key ? ma_expf(before - top[r]) : 0;
@@ -97,7 +109,7 @@ static void query_tile(const sizes *s, int64_t row, const float *q, const float 
     }
 }
 
-int ma_cpu_attention_fwd(const ma_call *call) {
+static int forward(const ma_call *call, const float *bias) {
     sizes s = sizes_of(call);
     const float *q = call->in[0]->data, *k = call->in[1]->data, *v = call->in[2]->data;
     float *out = call->out->data, *lse = call->save[0] ? call->save[0]->data : NULL; // (B,L,H,D), (B,H,L)
@@ -106,10 +118,18 @@ int ma_cpu_attention_fwd(const ma_call *call) {
     for (int64_t i = 0; i < s.batch * s.heads * tiles; i++) {
         int64_t head = i / tiles, b = head / s.heads, h = head % s.heads;
         int64_t at = start(&s, b, h, s.l), to = start(&s, b, h, s.m);
-        query_tile(&s, i % tiles * QUERIES, q + at, k + to, v + to, out + at, lse ? lse + head * s.l : NULL,
-                   (float *)call->work + omp_get_thread_num() * forward_room(&s));
+        query_tile(&s, i % tiles * QUERIES, q + at, k + to, v + to, bias ? bias + h * (s.l + s.m - 1) : NULL, out + at,
+                   lse ? lse + head * s.l : NULL, (float *)call->work + omp_get_thread_num() * forward_room(&s));
     }
     return 0;
+}
+
+int ma_cpu_attention_fwd(const ma_call *call) {
+    return forward(call, NULL);
+}
+
+int ma_cpu_attention_relative_fwd(const ma_call *call) {
+    return forward(call, call->in[3]->data);
 }
 
 /* What the backward pass reads and writes of one head; gradients NULL where nobody wants them. */

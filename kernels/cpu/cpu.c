@@ -40,8 +40,9 @@ static int cpu_cast(ma_device *d, void *dst, ma_type to, const void *src, ma_typ
     for (int64_t k = 0; k < blocks; k++) {
         float room[BLOCK];
         size_t at = (size_t)k * BLOCK, count = (size_t)(k + 1 < blocks ? BLOCK : n - k * BLOCK);
-        ma_to_f32(room, (const char *)src + at * ma_type_size(from), from, count);
-        ma_from_f32((char *)dst + at * ma_type_size(to), room, to, count);
+        const void *part = (const char *)src + at * ma_type_size(from);
+        if (from != MA_F32) ma_to_f32(room, part, from, count);
+        ma_from_f32((char *)dst + at * ma_type_size(to), from == MA_F32 ? part : room, to, count);
     }
     return 0;
 }
@@ -52,11 +53,14 @@ static size_t cpu_work(ma_device *d, const ma_call *call, bool backward) {
     case MA_OP_LINEAR: return ma_cpu_linear_work(call, backward);
     case MA_OP_CONV: return ma_cpu_conv_work(call, backward);
     case MA_OP_CONV_TRANSPOSE: return ma_cpu_conv_transpose_work(call, backward);
-    case MA_OP_ATTENTION: return ma_cpu_attention_work(call, backward);
+    case MA_OP_ATTENTION:
+    case MA_OP_ATTENTION_RELATIVE: return ma_cpu_attention_work(call, backward);
     case MA_OP_LAYER_NORM: return ma_cpu_layer_norm_work(call, backward);
     case MA_OP_MODULATE: return ma_cpu_modulate_work(call, backward);
     case MA_OP_GATE: return ma_cpu_gate_work(call, backward);
     case MA_OP_GROUP_NORM: return ma_cpu_group_norm_work(call, backward);
+    case MA_OP_MOMENTS: return ma_cpu_moments_work(call, backward);
+    case MA_OP_CAUSAL_NORM: return ma_cpu_causal_norm_work(call, backward);
     case MA_OP_RELATION: return ma_cpu_relation_work(call, backward);
     case MA_OP_COSINE: return ma_cpu_cosine_work(call, backward);
     default: return 0;

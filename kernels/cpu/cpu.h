@@ -29,6 +29,8 @@ size_t ma_cpu_layer_norm_work(const ma_call *, bool backward);
 size_t ma_cpu_modulate_work(const ma_call *, bool backward);
 size_t ma_cpu_gate_work(const ma_call *, bool backward);
 size_t ma_cpu_group_norm_work(const ma_call *, bool backward);
+size_t ma_cpu_moments_work(const ma_call *, bool backward);
+size_t ma_cpu_causal_norm_work(const ma_call *, bool backward);
 size_t ma_cpu_relation_work(const ma_call *, bool backward);
 size_t ma_cpu_cosine_work(const ma_call *, bool backward);
 

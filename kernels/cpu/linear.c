@@ -1,4 +1,5 @@
-/* linear: act(x·wᵀ + b). Backwards, with d = act'·dout: dx += d·w, dw += dᵀ·x, db += column sums of d. */
+/* linear: act(x·wᵀ + b). Backwards, with d = act'·dout: dx += d·w, dw += dᵀ·x, db += column sums of d.
+ * linear_add: r += x·wᵀ + b, forward only. */
 #include "cpu.h"
 #include "gemm.h"
 
@@ -31,5 +32,16 @@ int ma_cpu_linear_bwd(const ma_call *call) {
     if (dx) ma_gemm(false, false, s.rows, s.k, s.n, 1, d, s.n, w->data, s.k, 1, dx, s.k);
     if (dw) ma_gemm(true, false, s.n, s.k, s.rows, 1, d, s.n, x->data, s.k, 1, dw, s.k);
     if (db) ma_column_sums(d, s.rows, s.n, db);
+    return 0;
+}
+
+int ma_cpu_linear_add_fwd(const ma_call *call) {
+    const ma_tensor *x = call->in[1], *w = call->in[2], *b = call->in[3];
+    int64_t n = w->n[0], k = w->n[1], rows = ma_count(call->out) / n;
+    float *r = call->out->data;
+    ma_gemm(false, true, rows, n, k, 1, x->data, k, w->data, k, 1, r, n);
+#pragma omp parallel for if (rows * n > 1 << 14)
+    for (int64_t i = 0; i < (b ? rows : 0); i++)
+        ma_epilogue_tile(r + i * n, 1, n, n, (ma_epilogue){b->data, MA_NONE, NULL});
     return 0;
 }

@@ -1,5 +1,5 @@
-/* norm: layer_norm, modulate, gate, group_norm. Forward beside backward. With h = (x - mean)/deviation over n elements
- * and f the gradient to h:  dx = (f - mean(f) - h·mean(f·h)) / deviation.
+/* norm: layer_norm, modulate, gate, group_norm, moments, causal_norm. Forward beside backward. With
+ * h = (x - mean)/deviation over n elements and f the gradient to h:  dx = (f - mean(f) - h·mean(f·h)) / deviation.
  *
  * Layer norm is modulate without modulation: one sample of rows. Parameters and modulation rows gather gradients from
  * many tokens: these are cut into pieces that depend on sizes alone, each piece sums in double, and the pieces are
@@ -16,9 +16,14 @@ typedef struct moments {
     float mean, inverse; /* 1/deviation */
 } moments;
 
-static moments moments_of(double sum, double squares, int64_t n, double eps) {
+/* From the sums of n numbers and of their squares. */
+static double variance_of(double sum, double squares, int64_t n) {
     double mean = sum / (double)n;
-    return (moments){(float)mean, (float)(1 / sqrt(fmax(0, squares / (double)n - mean * mean) + eps))};
+    return fmax(0, squares / (double)n - mean * mean);
+}
+
+static moments moments_of(double sum, double squares, int64_t n, double eps) {
+    return (moments){(float)(sum / (double)n), (float)(1 / sqrt(variance_of(sum, squares, n) + eps))};
 }
 
 static moments row_moments(const float *x, int64_t n, double eps) {
@@ -362,17 +367,37 @@ static int64_t position(const group *g, int64_t k, int64_t s) {
     return (k / g->parts * g->space + s) * g->channels;
 }
 
-static void channel_sums(const group *g, const float *x, int64_t k) {
+/* Of x, or of x += add where add is not NULL. */
+static void channel_sums(const group *g, float *x, const float *add, int64_t k) {
     int64_t n = g->channels;
     double *sum = g->sums + k * 2 * n, *squares = sum + n;
     memset(sum, 0, 2 * (size_t)n * sizeof *sum);
     for (int64_t s = k % g->parts * g->size; s < part_end(g, k); s++) {
-        const float *row = x + position(g, k, s);
+        int64_t at = position(g, k, s);
+        float *row = x + at;
+        for (int64_t c = 0; c < n && add; c++) row[c] += add[at + c];
 #pragma omp simd
         for (int64_t c = 0; c < n; c++) {
             sum[c] += row[c];
             squares[c] += (double)row[c] * row[c];
         }
+    }
+}
+
+static void sum_channels(const group *g, float *x, const float *add) {
+#pragma omp parallel for
+    for (int64_t k = 0; k < g->batch * g->parts; k++) channel_sums(g, x, add, k);
+    add_parts(g);
+}
+
+/* Of group j (of all samples), from its channels' totals. */
+static void group_sums(const group *g, int64_t j, double *sum, double *squares) {
+    int64_t n = g->channels, per = n / g->groups;
+    const double *total = g->total + j / g->groups * 2 * n + j % g->groups * per;
+    *sum = *squares = 0;
+    for (int64_t c = 0; c < per; c++) {
+        *sum += total[c];
+        *squares += total[n + c];
     }
 }
 
@@ -395,27 +420,26 @@ static void group_row(const group *g, int64_t k, const float *x, float *y, int64
     for (int64_t c = 0; c < n; c++) y[c] = (x[c] - mean[c]) * inverse[c] * gain[c] + bias[c];
 }
 
+/* Sums x and sets what stands for each channel. */
+static void take_moments(const group *g, const ma_call *call) {
+    float *mean = call->save[0] ? call->save[0]->data : NULL, *inverse = call->save[1] ? call->save[1]->data : NULL;
+    sum_channels(g, call->in[0]->data, NULL);
+    for (int64_t j = 0; j < g->batch * g->groups; j++) {
+        double sum, squares;
+        group_sums(g, j, &sum, &squares);
+        moments m = moments_of(sum, squares, g->channels / g->groups * g->space, g->eps);
+        if (mean) mean[j] = m.mean;
+        if (inverse) inverse[j] = m.inverse;
+        set_channels(g, call, j, m);
+    }
+}
+
 int ma_cpu_group_norm_fwd(const ma_call *call) {
     group g = group_of(call);
     const float *x = call->in[0]->data;
-    float *y = call->out->data, *mean = call->save[0] ? call->save[0]->data : NULL;
-    float *inverse = call->save[1] ? call->save[1]->data : NULL;
-    int64_t n = g.channels, per = n / g.groups;
-#pragma omp parallel for
-    for (int64_t k = 0; k < g.batch * g.parts; k++) channel_sums(&g, x, k);
-    add_parts(&g);
-    for (int64_t j = 0; j < g.batch * g.groups; j++) {
-        double sum = 0, squares = 0;
-        const double *total = g.total + j / g.groups * 2 * n + j % g.groups * per;
-        for (int64_t c = 0; c < per; c++) {
-            sum += total[c];
-            squares += total[n + c];
-        }
-        moments m = moments_of(sum, squares, per * g.space, g.eps);
-        if (mean) mean[j] = m.mean;
-        if (inverse) inverse[j] = m.inverse;
-        set_channels(&g, call, j, m);
-    }
+    float *y = call->out->data;
+    int64_t n = g.channels;
+    take_moments(&g, call);
 #pragma omp parallel for
     for (int64_t k = 0; k < g.batch * g.parts; k++) {
         int64_t from = position(&g, k, k % g.parts * g.size), to = position(&g, k, part_end(&g, k));
@@ -508,5 +532,102 @@ int ma_cpu_group_norm_bwd(const ma_call *call) {
 #pragma omp parallel for collapse(2)
     for (int64_t k = 0; k < parts; k++)
         for (int64_t c = 0; c < n; c += SPAN) span_bwd(&g, call, k, c, ma_min(SPAN, n - c));
+    return 0;
+}
+
+/* ---- moments ---- */
+
+size_t ma_cpu_moments_work(const ma_call *call, bool backward) {
+    return ma_cpu_group_norm_work(call, backward);
+}
+
+int ma_cpu_moments_fwd(const ma_call *call) {
+    group g = group_of(call);
+    int64_t groups = g.batch * g.groups, n = g.channels / g.groups * g.space;
+    float *mean = call->out->data, *variance = mean + groups;
+    sum_channels(&g, call->in[0]->data, call->in[1] ? call->in[1]->data : NULL);
+    for (int64_t j = 0; j < groups; j++) {
+        double sum, squares;
+        group_sums(&g, j, &sum, &squares);
+        mean[j] = (float)(sum / (double)n);
+        variance[j] = (float)variance_of(sum, squares, n);
+    }
+    return 0;
+}
+
+/* ---- causal_norm ---- */
+
+/* mean, inverse, gain, bias of each channel: what group_row reads. */
+size_t ma_cpu_causal_norm_work(const ma_call *call, bool backward) {
+    const ma_tensor *x = call->in[0];
+    (void)backward;
+    return call->in[3] ? (size_t)(x->n[0] * x->n[4]) * 4 * sizeof(float) : 0;
+}
+
+/* groups 0: there is no norm. */
+static group causal_group(const ma_call *call) {
+    const ma_tensor *x = call->in[0], *given = call->in[3];
+    group g = {.batch = x->n[0], .channels = x->n[4], .act = (ma_act)call->i[1]};
+    if (!given) return g;
+    int64_t each = g.batch * g.channels;
+    g.groups = given->n[2];
+    g.mean = call->work;
+    g.inverse = g.mean + each;
+    g.gain = g.inverse + each;
+    g.bias = g.gain + each;
+    const float *mean = given->data, *variance = mean + g.batch * g.groups;
+    for (int64_t j = 0; j < g.batch * g.groups; j++)
+        set_channels(&g, call, j, (moments){mean[j], (float)(1 / sqrt((double)variance[j] + call->f[0]))});
+    return g;
+}
+
+/* Where position (t, h, w) of x finds its factors in the map: the nearest; of an odd number of frames the first is
+ * apart. */
+static int64_t nearest(const ma_tensor *x, const ma_tensor *map, int64_t sample, int64_t t, int64_t h, int64_t w) {
+    bool apart = x->n[1] > 1 && x->n[1] % 2;
+    if (t || !apart) t = apart + (t - apart) / ((x->n[1] - apart) / (map->n[1] - apart));
+    h /= x->n[2] / map->n[2];
+    w /= x->n[3] / map->n[3];
+    return (((sample * map->n[1] + t) * map->n[2] + h) * map->n[3] + w) * map->n[4];
+}
+
+/* Line h of frame t of a sample, as the result has it. */
+static void causal_line(const group *g, const ma_call *call, int64_t sample, int64_t t, int64_t h, float *to) {
+    const ma_tensor *x = call->in[0], *map = call->in[4];
+    int64_t n = x->n[4];
+    const float *from = (const float *)x->data + ((sample * x->n[1] + t) * x->n[2] + h) * x->n[3] * n;
+    for (int64_t w = 0; w < x->n[3]; w++, from += n) {
+        float *y = to + w * n;
+        if (g->groups)
+            group_row(g, sample * n, from, y, n);
+        else
+            memcpy(y, from, (size_t)n * sizeof *y);
+        if (!map) continue;
+        const float *by = (const float *)map->data + nearest(x, map, sample, t, h, w) + call->i[0], *plus = by + n;
+#pragma omp simd
+        for (int64_t c = 0; c < n; c++) y[c] = y[c] * by[c] + plus[c];
+    }
+    ma_act_fwd(g->act, to, to, (size_t)(x->n[3] * n));
+}
+
+/* A line goes through all frames before the next: what the past held is read before it is overwritten. */
+int ma_cpu_causal_norm_fwd(const ma_call *call) {
+    const ma_tensor *x = call->in[0], *past = call->in[5];
+    const bool fresh = call->i[3];
+    const group g = causal_group(call);
+    int64_t lead = call->i[2], frames = x->n[1], height = x->n[2], run = x->n[3] * x->n[4];
+#pragma omp parallel for
+    for (int64_t k = 0; k < x->n[0] * height; k++) {
+        int64_t sample = k / height, h = k % height, step = height * run;
+        float *y = (float *)call->out->data + (sample * (lead + frames) * height + h) * run;
+        float *kept = past ? (float *)past->data + (sample * lead * height + h) * run : NULL;
+        for (int64_t j = 0; j < lead + frames; j++) {
+            if (j < lead && !fresh)
+                memcpy(y + j * step, kept + j * step, (size_t)run * sizeof *y);
+            else
+                causal_line(&g, call, sample, j < lead ? 0 : j - lead, h, y + j * step);
+            if (kept && j >= frames) memcpy(kept + (j - frames) * step, y + j * step, (size_t)run * sizeof *y);
+        }
+    }
     return 0;
 }

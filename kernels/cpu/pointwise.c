@@ -1,4 +1,4 @@
-/* pointwise: act, add, mul, lerp, affine, rope. Forward beside backward.
+/* pointwise: act, add, mul, lerp, affine, rope, cast, pixels. Forward beside backward.
  *
  * Minds: the inputs of add, mul and lerp may be one tensor, so each input's gradient is added in a pass of its own.
  * Limits: rope gives no gradient to its tables.
@@ -44,7 +44,7 @@ int ma_cpu_act_bwd(const ma_call *call) {
 typedef enum { SUM, PRODUCT } kind;
 
 /* A run in which neither end of b is crossed. */
-static void combine(kind op, const float *a, const float *b, float *y, int64_t n) {
+static void combine(kind op, ma_act act, const float *a, const float *b, float *y, int64_t n) {
     if (op == SUM) {
 #pragma omp simd
         for (int64_t k = 0; k < n; k++) y[k] = a[k] + b[k];
@@ -52,6 +52,7 @@ static void combine(kind op, const float *a, const float *b, float *y, int64_t n
 #pragma omp simd
         for (int64_t k = 0; k < n; k++) y[k] = a[k] * b[k];
     }
+    if (act != MA_NONE) ma_act_fwd(act, y, y, (size_t)n);
 }
 
 static int binary_fwd(const ma_call *call, kind op) {
@@ -63,7 +64,7 @@ static int binary_fwd(const ma_call *call, kind op) {
         int64_t to = ma_min(from + BLOCK, n);
         for (int64_t k = from, run; k < to; k += run) {
             run = ma_min(m - k % m, to - k);
-            combine(op, a + k, b + k % m, y + k, run);
+            combine(op, (ma_act)call->i[0], a + k, b + k % m, y + k, run);
         }
     }
     return 0;
@@ -233,5 +234,40 @@ int ma_cpu_rope_bwd(const ma_call *call) {
             }
         }
     }
+    return 0;
+}
+
+/* ---- cast: f32 is the only type here; zeros fill the rows up ---- */
+
+int ma_cpu_cast_fwd(const ma_call *call) {
+    const ma_tensor *in = call->in[0], *out = call->out;
+    const float *x = in->data;
+    float *y = out->data;
+    int64_t from = in->n[in->nd - 1], to = out->n[out->nd - 1], rows = to ? ma_count(out) / to : 0;
+    if (in->type != MA_F32 || out->type != MA_F32) return -1;
+#pragma omp parallel for if (rows * to > BLOCK)
+    for (int64_t r = 0; r < rows; r++) {
+        memcpy(y + r * to, x + r * from, (size_t)from * sizeof *y);
+        memset(y + r * to + from, 0, (size_t)(to - from) * sizeof *y);
+    }
+    return 0;
+}
+
+/* ---- pixels: bytes to f32, each colour its own way; zeros fill the rows up ---- */
+
+int ma_cpu_pixels_fwd(const ma_call *call) {
+    const ma_tensor *in = call->in[0], *out = call->out;
+    const uint8_t *x = in->data;
+    float *y = out->data, mul[3], add[3];
+    int64_t width = out->n[out->nd - 1], rows = ma_count(in) / 3;
+    if (in->type != MA_U8 || out->type != MA_F32) return -1;
+    for (int c = 0; c < 3; c++) {
+        mul[c] = (float)call->f[c];
+        add[c] = (float)call->f[3 + c];
+    }
+    if (width > 3) memset(y, 0, (size_t)(rows * width) * sizeof *y);
+#pragma omp parallel for if (rows > BLOCK)
+    for (int64_t r = 0; r < rows; r++)
+        for (int c = 0; c < 3; c++) y[r * width + c] = (float)x[3 * r + c] * mul[c] + add[c];
     return 0;
 }

@@ -12,9 +12,13 @@
  * channels are few: a patch, its values in w's order, is a row of a matrix. Patches that reach over w alone, 1×1×1
  * among them, lie in x as that matrix, and backwards it is products, too; others are copied to the workspace first.
  *
- * What cuDNN does not take (an address aligned to less than 16 bytes; shapes without an engine) plain kernels compute:
- * right, but slow. Backwards cuDNN overwrites: the result goes to the workspace and is then added. In 16 bits dw is
- * rounded to 16 bits before it is added, as there is no engine that writes it in fp32.
+ * Conv forward of few channels that reaches over time is products, too, for cuDNN would pad every tap to tens of them:
+ * windows are unfolded to rows, some at a time, so that they are still in the second-level cache when they are read.
+ *
+ * Tensors of more than 2^31 elements, for which cuDNN may have no engine, are done by halves of the samples, then of
+ * time. What cuDNN does not take (an address aligned to less than 16 bytes; shapes without an engine) plain kernels
+ * compute: right, but slow. Backwards cuDNN overwrites: the result goes to the workspace and is then added. In 16 bits
+ * dw is rounded to 16 bits before it is added, as there is no engine that writes it in fp32.
  *
  * Limits: a plan without a GPU does not know cuDNN's scratch: it is taken to be the copies with padded channels that
  * engines make in 16 bits, and in fp32 those with the channels first. */
@@ -187,17 +191,55 @@ size_t guess(way how, const window &v, ma_type type) {
     return n ? (size_t)(n + taps * c * o) * 2 : 0;
 }
 
+/* A part of a convolution: its window, and the elements of x and y that stand before it. */
+struct fraction {
+    window v;
+    int64_t x, y;
+};
+
+/* Cuts what counts more elements than fit 32 bits in two, along the samples or else along y's time. false: it need not,
+ * or cannot be. A piece of x is written by one piece of y alone only where the windows do not reach over time. */
+bool halve(way how, const window &v, fraction part[2]) {
+    int64_t x = volume(v.wide) * v.c, y = volume(v.narrow) * v.o, n = v.batch > 1 ? v.batch : v.narrow[0];
+    if ((x * v.batch <= INT_MAX && y * v.batch <= INT_MAX) || n < 2 || how == WEIGH) return false;
+    if (v.batch == 1 && how == SPREAD && !still(v, 0)) return false;
+    for (int i = 0; i < 2; i++) {
+        int64_t from = i ? n / 2 : 0, count = i ? n - n / 2 : n / 2;
+        window *h = &part[i].v;
+        *h = v;
+        if (v.batch > 1) {
+            h->batch = count;
+            part[i].x = from * x;
+            part[i].y = from * y;
+            continue;
+        }
+        int64_t first = from * v.stride[0] - v.before[0], end = first + (count - 1) * v.stride[0] + v.k[0];
+        int64_t lo = first > 0 ? first : 0, hi = end < v.wide[0] ? end : v.wide[0]; /* what lies in x */
+        h->narrow[0] = count;
+        h->wide[0] = hi - lo;
+        h->before[0] = lo - first;
+        h->after[0] = end - hi;
+        part[i].x = lo * (x / v.wide[0]);
+        part[i].y = from * (y / n);
+        if (hi <= lo) return false;
+    }
+    return true;
+}
+
 size_t scratch(ma_cuda *c, way how, ma_type type, const window &v) {
     if (c->device.plan) return guess(how, v, type);
     const ma_plan *p = plan_of(c, plain(c, how, type, v));
-    return p ? p->work : 0;
+    fraction part[2];
+    if (p || !halve(how, v, part)) return p ? p->work : 0;
+    size_t a = scratch(c, how, type, part[0].v), b = scratch(c, how, type, part[1].v);
+    return a > b ? a : b;
 }
 
 size_t fused_scratch(ma_cuda *c, ma_type type, const window &v, bool bias, ma_act act) {
     if (c->device.plan) return guess(GATHER, v, type);
     what a = plain(c, GATHER, type, v);
     const ma_plan *p = fused_plan(c, &a, bias, act);
-    return p ? p->work : 0;
+    return p ? p->work : scratch(c, GATHER, type, v);
 }
 
 /* ---- without cuDNN ---- */
@@ -300,8 +342,13 @@ int slowly(ma_cuda *c, way how, ma_type type, const window &v, void *x, void *w,
 /* Of x, w and y the one that the way leads to is written, the others are read. */
 int run(ma_cuda *c, way how, ma_type type, const window &v, void *x, void *w, void *y, void *work) {
     const ma_plan *p = ma_graph_aligned({x, w, y}) ? plan_of(c, plain(c, how, type, v)) : NULL;
-    if (!p) return slowly(c, how, type, v, x, w, y);
-    return ma_plan_run(c, p, {{X, x}, {W, w}, {Y, y}}, work);
+    if (p) return ma_plan_run(c, p, {{X, x}, {W, w}, {Y, y}}, work);
+    fraction part[2];
+    if (!halve(how, v, part)) return slowly(c, how, type, v, x, w, y);
+    const int64_t size = (int64_t)ma_type_size(type);
+    for (const fraction &f : part)
+        if (run(c, how, type, f.v, (char *)x + f.x * size, w, (char *)y + f.y * size, work)) return -1;
+    return 0;
 }
 
 bool alike(const ma_call *call) {
@@ -373,15 +420,17 @@ int backward(const ma_call *call, bool transposed) {
                              ma_count(out)))
             return -1;
     }
-    auto add = [&](const ma_tensor *t) {
-        return ma_cuda_cast_add(c, t->grad->data, t->grad->type, part, type, ma_count(t), true);
+    auto add = [&](int k) {
+        const ma_tensor *t = call->in[k];
+        return ma_cuda_cast_add(c, t->grad->data, t->grad->type, part, type, ma_count(t), !ma_fresh(call, k));
     };
     void *wide = transposed ? d : x->data, *narrow = transposed ? x->data : d;
-    if (w->want && (run(c, WEIGH, type, v, wide, part, narrow, rest) || add(w))) return -1;
-    if (x->want && transposed && (run(c, GATHER, type, v, d, w->data, part, rest) || add(x))) return -1;
-    if (x->want && !transposed && (run(c, SPREAD, type, v, part, w->data, d, rest) || add(x))) return -1;
+    if (w->want && (run(c, WEIGH, type, v, wide, part, narrow, rest) || add(1))) return -1;
+    if (x->want && transposed && (run(c, GATHER, type, v, d, w->data, part, rest) || add(0))) return -1;
+    if (x->want && !transposed && (run(c, SPREAD, type, v, part, w->data, d, rest) || add(0))) return -1;
     if (b && b->want)
-        return ma_cuda_add_columns(c, d, type, ma_count(out) / out->n[4], out->n[4], (float *)b->grad->data, rest);
+        return ma_cuda_columns(c, d, type, ma_count(out) / out->n[4], out->n[4], (float *)b->grad->data,
+                               !ma_fresh(call, 2), rest);
     return 0;
 }
 
@@ -439,6 +488,133 @@ int forward_tiled(const ma_call *call, const window &v) {
     return ma_cuda_dense_fwd(call, s, patches);
 }
 
+/* ---- few channels ---- */
+
+enum { FEW = 4, COLUMNS = 512 };       /* at most: channels; values of a window */
+constexpr int64_t UNFOLDED = 16 << 20; /* bytes at a time */
+
+bool few(const window &v) {
+    return v.c <= FEW && v.k[0] > 1 && volume(v.k) <= UCHAR_MAX && volume(v.k) * v.c <= COLUMNS &&
+           (v.k[0] + 1) * v.wide[1] * v.wide[2] * v.c <= INT_MAX;
+}
+
+/* Of the unfolded matrix: a window's values, with zeros up to a multiple of 8; and rows at a time, a multiple of 128.
+ */
+int columns_of(const window &v) {
+    return (int)((volume(v.k) * v.c + 7) / 8 * 8);
+}
+
+int64_t rows_at_once(const window &v, ma_type type) {
+    int64_t n = UNFOLDED / (columns_of(v) * (int64_t)ma_type_size(type)) / 128 * 128, rows = rows_of(v);
+    return n < rows ? n : rows;
+}
+
+/* The products' scratch, w with zeros behind its rows, the unfolded rows. */
+struct few_parts {
+    size_t w, rows, bytes; /* where they begin; their end */
+};
+
+few_parts few_parts_of(const window &v, ma_type type) {
+    const size_t row = (size_t)columns_of(v) * ma_type_size(type);
+    few_parts p = {MA_GEMM_WORK, MA_GEMM_WORK + room((size_t)v.o * row), 0};
+    p.bytes = p.rows + (size_t)rows_at_once(v, type) * row;
+    return p;
+}
+
+/* A value of a window: where it stands, from the window's first on. */
+struct tap {
+    int at;
+    unsigned char t, h, w, there; /* there 0: it is a zero at the row's end */
+};
+
+/* Windows number `first` and on, as rows of so many columns. A thread writes some of a row, 16 bytes at a time. */
+template <class T>
+__global__ void unfold(window v, int64_t first, int64_t rows, int columns, const T *__restrict__ x,
+                       T *__restrict__ to) {
+    enum { WIDE = 16 / sizeof(T) };
+    __shared__ tap taps[COLUMNS];
+    const int c = (int)v.c, kh = (int)v.k[1], kw = (int)v.k[2], used = (int)v.k[0] * kh * kw * c;
+    for (int k = threadIdx.y * LANES + threadIdx.x; k < columns; k += blockDim.y * LANES) {
+        const int w = k / c % kw, h = k / c / kw % kh, t = k / c / kw / kh;
+        tap p = {};
+        p.at = ((t * (int)v.wide[1] + h) * (int)v.wide[2] + w) * c + k % c;
+        p.t = (unsigned char)t;
+        p.h = (unsigned char)h;
+        p.w = (unsigned char)w;
+        p.there = k < used;
+        taps[k] = p;
+    }
+    __syncthreads();
+    const int64_t row = (int64_t)blockIdx.x * LANES + threadIdx.x;
+    if (row >= rows) return;
+    int64_t left = first + row, at[3];
+    bool whole = true; /* the window lies in x */
+    for (int d = 2; d >= 0; d--) {
+        at[d] = left % v.narrow[d] * v.stride[d] - v.before[d];
+        left /= v.narrow[d];
+        whole = whole && at[d] >= 0 && at[d] + v.k[d] <= v.wide[d];
+    }
+    x += (((left * v.wide[0] + at[0]) * v.wide[1] + at[1]) * v.wide[2] + at[2]) * v.c;
+    for (int k = threadIdx.y * WIDE; k < columns; k += blockDim.y * WIDE) {
+        alignas(16) T value[WIDE];
+#pragma unroll
+        for (int e = 0; e < WIDE; e++) {
+            const tap p = taps[k + e];
+            bool inside = p.there && (whole || ((uint64_t)(at[0] + p.t) < (uint64_t)v.wide[0] &&
+                                                (uint64_t)(at[1] + p.h) < (uint64_t)v.wide[1] &&
+                                                (uint64_t)(at[2] + p.w) < (uint64_t)v.wide[2]));
+            value[e] = inside ? x[p.at] : ma_down<T>(0);
+        }
+        *(uint4 *)(to + row * columns + k) = *(const uint4 *)value;
+    }
+}
+
+int run_unfold(ma_cuda *c, ma_type type, const window &v, int64_t first, int64_t rows, const void *x, void *to) {
+    enum { ROW = 4 }; /* threads a row */
+    const unsigned blocks = (unsigned)((rows + LANES - 1) / LANES);
+    return ma_dispatch(type, [&](auto t) {
+        using T = decltype(t);
+        unfold<<<blocks, dim3(LANES, ROW), 0, c->stream>>>(v, first, rows, columns_of(v), (const T *)x, (T *)to);
+        return ma_cuda_bad(c, cudaGetLastError(), "unfolding") ? -1 : 0;
+    });
+}
+
+int forward_few(const ma_call *call, const window &v) {
+    ma_cuda *c = (ma_cuda *)call->stream;
+    const ma_type type = call->out->type;
+    const size_t size = ma_type_size(type), row = (size_t)columns_of(v) * size,
+                 used = (size_t)(volume(v.k) * v.c) * size;
+    const few_parts p = few_parts_of(v, type);
+    const int64_t rows = rows_of(v), each = rows_at_once(v, type);
+    char *w = (char *)call->work + p.w, *part = (char *)call->work + p.rows;
+    if (!alike(call)) return -1;
+    if (ma_cuda_bad(c, cudaMemsetAsync(w, 0, (size_t)v.o * row, c->stream), "clearing") ||
+        ma_cuda_bad(
+            c,
+            cudaMemcpy2DAsync(w, row, call->in[1]->data, used, used, (size_t)v.o, cudaMemcpyDeviceToDevice, c->stream),
+            "copying weights"))
+        return -1;
+    auto products = [&](const void *bias) {
+        for (int64_t from = 0; from < rows; from += each) {
+            ma_gemm g = {};
+            g.tb = true;
+            g.batch = 1, g.m = each < rows - from ? each : rows - from, g.n = v.o, g.k = columns_of(v);
+            g.in = g.out = type;
+            g.alpha = 1;
+            g.a = part, g.b = w, g.c = (char *)target_of(call) + (size_t)(from * v.o) * size;
+            g.bias = bias;
+            if (run_unfold(c, type, v, from, g.m, call->in[0]->data, part) || ma_cuda_gemm(c, &g, call->work))
+                return -1;
+        }
+        return 0;
+    };
+    void *bias = bias_of(call);
+    if (bias && !products(bias)) return complete(call, true, false);
+    if (products(NULL)) return -1; /* the bias in a second pass */
+    c->failure[0] = 0;
+    return complete(call, false, false);
+}
+
 } // namespace
 
 size_t ma_cuda_conv_work(ma_cuda *c, const ma_call *call, bool backward) {
@@ -446,6 +622,7 @@ size_t ma_cuda_conv_work(ma_cuda *c, const ma_call *call, bool backward) {
     if (tiled(v) && (lies(v) || !backward))
         return ma_cuda_dense_work(call, dense_of(call, v), backward) + (lies(v) ? 0 : ma_bytes(call->in[0]));
     if (backward) return parts_of(c, call, false).bytes;
+    if (few(v)) return few_parts_of(v, call->out->type).bytes;
     return fused_scratch(c, call->out->type, v, call->in[2], call->save[0] ? MA_NONE : act_of(call));
 }
 
@@ -454,12 +631,14 @@ int ma_cuda_conv_fwd(const ma_call *call) {
     ma_type type = call->out->type;
     window v = window_of(call, false);
     if (tiled(v)) return forward_tiled(call, v);
+    if (few(v)) return forward_few(call, v);
     if (!alike(call) || !ma_cuda_dnn(c)) return -1;
     what a = plain(c, GATHER, type, v);
     void *x = call->in[0]->data, *w = call->in[1]->data, *bias = bias_of(call), *y = target_of(call);
-    const ma_plan *p = NULL;
-    if (ma_graph_aligned({x, w, bias, y})) p = fused_plan(c, &a, bias, call->save[0] ? MA_NONE : act_of(call));
-    int failed = !p       ? slowly(c, GATHER, type, v, x, w, y)
+    const bool aligned = ma_graph_aligned({x, w, bias, y});
+    const ma_plan *p = aligned ? fused_plan(c, &a, bias, call->save[0] ? MA_NONE : act_of(call)) : NULL;
+    int failed = !aligned ? slowly(c, GATHER, type, v, x, w, y)
+                 : !p     ? run(c, GATHER, type, v, x, w, y, call->work) /* in parts, if at all */
                  : a.bias ? ma_plan_run(c, p, {{X, x}, {W, w}, {Y, y}, {BIAS, bias}}, call->work)
                           : ma_plan_run(c, p, {{X, x}, {W, w}, {Y, y}}, call->work);
     return failed ? -1 : complete(call, a.bias, a.act != MA_NONE);

@@ -1,4 +1,5 @@
-/* corr_lookup, upsample_convex: what RAFT does between its networks (Teed & Deng 2020). Forward only.
+/* corr_lookup, upsample_convex, gru_reset, gru_update: what RAFT does between its convolutions (Teed & Deng 2020).
+ * Forward only.
  *
  * All neighbours of a point share their fractions, so a look-up reads one (2r+2)² patch and interpolates it: a warp for
  * each point and level, the patch in shared memory. A thread of the upsampling makes one of a point's 8×8 cells. Traps:
@@ -16,6 +17,7 @@ struct pyramid {
     array level[LEVELS];
     int h[LEVELS], w[LEVELS];
     int levels, radius;
+    int width; /* channels of out */
 };
 
 /* One point of one level, by a warp: (2r+1)² bilinear samples around (x, y) to out[at…]. */
@@ -48,7 +50,10 @@ __global__ void __launch_bounds__(THREADS)
         int64_t point = quotient(i, p.levels);
         int k = (int)(i - point * p.levels), h = p.h[k], w = p.w[k];
         float scale = 1.0f / (float)(1 << k), x = coords[2 * point] * scale, y = coords[2 * point + 1] * scale;
-        look_up(p.level[k], point * h * w, h, w, x, y, p.radius, patches[warp], out, i * each);
+        look_up(p.level[k], point * h * w, h, w, x, y, p.radius, patches[warp], out, point * p.width + k * each);
+        if (k == p.levels - 1)
+            for (int j = p.levels * each + threadIdx.x % 32; j < p.width; j += 32)
+                store_one(out, point * p.width + j, 0);
         __syncwarp(); /* before the next patch */
     }
 }
@@ -68,6 +73,7 @@ int ma_cuda_corr_lookup_fwd(const ma_call *call) {
     pyramid p = {};
     p.radius = (int)call->i[0];
     p.levels = (int)call->i[1];
+    p.width = (int)call->out->n[4];
     for (int k = 0; k < p.levels; k++) {
         const ma_tensor *level = call->in[1 + k]; // (B·H·W, 1, H>>k, W>>k, 1)
         p.level[k] = data_of(level);
@@ -140,4 +146,80 @@ int ma_cuda_upsample_convex_fwd(const ma_call *call) {
     upsample_convex_kernel<<<blocks_for(points * CELLS), THREADS, 0, d->stream>>>(flow, mask, out, points, (int)t->n[2],
                                                                                   (int)t->n[3]);
     return launched(d, "upsample_convex");
+}
+
+/* ---- the GRU: positions are the plane's rows, channels its columns ---- */
+
+namespace {
+
+/* The terms of a gate, loaded. */
+template <int N> struct terms { raw<N> a, b, c; };
+
+/* What the convolutions left: of_h (…, 2C), of_x and of_rest (…, 3C). */
+struct gates {
+    array of_h, of_x, of_rest;
+    int64_t width;
+    /* Those of gate k: `of` and `at` tell the first. */
+    template <int N> __device__ terms<N> load_terms(array of, int64_t at, int k, int64_t row, int64_t column) const {
+        int64_t there = (3 * row + k) * width + column;
+        return {fetch<N>(of, at), fetch<N>(of_x, there), fetch<N>(of_rest, there)};
+    }
+    template <int N> __device__ pack<N> gate(ma_act act, const terms<N> &t, ma_type first) const {
+        pack<N> a = widen<N>(t.a, first), b = widen<N>(t.b, of_x.type), c = widen<N>(t.c, of_rest.type);
+#pragma unroll
+        for (int j = 0; j < N; j++) a.v[j] += b.v[j] + c.v[j];
+        activate<N>(act, a);
+        return a;
+    }
+};
+
+struct gru_reset {
+    gates g;
+    array h, out;
+    template <int N> __device__ void at(int64_t row, int64_t column) const {
+        int64_t k = row * g.width + column;
+        terms<N> tr = g.load_terms<N>(g.of_h, (2 * row + 1) * g.width + column, 1, row, column);
+        raw<N> rh = fetch<N>(h, k);
+        pack<N> r = g.gate<N>(MA_SIGMOID, tr, g.of_h.type), x = widen<N>(rh, h.type);
+#pragma unroll
+        for (int j = 0; j < N; j++) r.v[j] *= x.v[j];
+        store<N>(out, k, r);
+    }
+};
+
+struct gru_update {
+    gates g;
+    array h, of_rh, out;
+    template <int N> __device__ void at(int64_t row, int64_t column) const {
+        int64_t k = row * g.width + column;
+        terms<N> tz = g.load_terms<N>(g.of_h, 2 * row * g.width + column, 0, row, column);
+        terms<N> tq = g.load_terms<N>(of_rh, k, 2, row, column);
+        raw<N> rh = fetch<N>(h, k);
+        pack<N> z = g.gate<N>(MA_SIGMOID, tz, g.of_h.type), q = g.gate<N>(MA_TANH, tq, of_rh.type);
+        pack<N> x = widen<N>(rh, h.type);
+#pragma unroll
+        for (int j = 0; j < N; j++) x.v[j] = (1 - z.v[j]) * x.v[j] + z.v[j] * q.v[j];
+        store<N>(out, k, x);
+    }
+};
+
+gates gates_of(const ma_call *call) {
+    const ma_tensor *out = call->out;
+    return {data_of(call->in[1]), data_of(call->in[2]), data_of(call->in[3]), out->n[out->nd - 1]};
+}
+
+} // namespace
+
+int ma_cuda_gru_reset_fwd(const ma_call *call) {
+    gru_reset f = {gates_of(call), data_of(call->in[0]), data_of(call->out)};
+    int64_t width = f.g.width;
+    return run_plane((ma_cuda *)call->stream, "gru_reset", f, ma_count(call->out) / width, width,
+                     grain(width, {f.g.of_h, f.g.of_x, f.g.of_rest, f.h, f.out}));
+}
+
+int ma_cuda_gru_update_fwd(const ma_call *call) {
+    gru_update f = {gates_of(call), data_of(call->in[0]), data_of(call->in[4]), data_of(call->out)};
+    int64_t width = f.g.width;
+    return run_plane((ma_cuda *)call->stream, "gru_update", f, ma_count(call->out) / width, width,
+                     grain(width, {f.g.of_h, f.g.of_x, f.g.of_rest, f.h, f.of_rh, f.out}));
 }

@@ -1,12 +1,17 @@
 /* device: a GPU. Memory, copies, casts, the optimiser, the table of kernels; what it takes to say why there is none.
  *
  * All is in order on one stream. Copies from and to the host pass through pinned slots: put() returns when the bytes
- * are in a slot, get() when they are in their place. A plan touches no GPU but to ask, where there is one, how much
- * memory is free. Limits: one stream; copies share it with the kernels.
+ * are in a slot, get() when they are in their place. From its slot a put goes to another one on the device, on a stream
+ * of its own, beside what is being computed; from there to its place in order, which is quick. So the next batch
+ * comes over while this one is worked on, even to where this one lies. A plan touches no GPU but to ask, where there is
+ * one, how much memory is free.
+ *
+ * Recordings are CUDA graphs. What is put while one is made stays with it, pinned, and is copied each time it runs.
  *
  * Traps: the current device belongs to the thread, so every entry sets it. Device code that the card does not know
  * fails only when a kernel is first loaded: opening tries one. A failed allocation leaves an error behind that the next
- * launch would find.
+ * launch would find. While a recording is made nothing may be allocated or waited for: all that needs it must have
+ * run before. What recordings point to must stay where it is: the detour is not in the room, which may move.
  */
 #include "cuda.h"
 #include "gemm.h"
@@ -25,18 +30,33 @@
 namespace {
 
 enum {
-    SLOTS = 8,       /* of pinned memory: so many copies from the host can be under way */
+    SLOTS = 16,      /* of pinned memory and on the device: so many copies from the host can be under way */
     CHUNK = 1 << 14, /* elements of a parameter that one block of the optimiser takes */
 };
 constexpr size_t SLOT = (size_t)4 << 20;   /* bytes of a slot */
 constexpr size_t DETOUR = (size_t)8 << 20; /* bytes that move() takes at a time when it must not go straight */
+constexpr size_t GRAIN = (size_t)2 << 20;  /* what the driver hands out, whole */
+constexpr size_t CODE = (size_t)128 << 20; /* what the libraries' and our own code takes once it is loaded, about */
+
+/* Work that runs again as one. */
+struct recording {
+    cudaGraphExec_t graph;
+    char *values; /* pinned: what it puts */
+    size_t used, room;
+};
 
 struct gpu {
     ma_cuda c;               /* first: a ma_device * is a gpu * */
+    size_t free_at_first;    /* bytes, when it was opened */
+    cudaStream_t copies;     /* from slots to those on the device */
+    cudaEvent_t come[SLOTS]; /* the last copy on that stream */
     cudaEvent_t done[SLOTS]; /* the last copy from or to a slot */
     int turn;                /* the slot that is used next */
-    void *room;              /* on the device: move's detour, the optimiser's tables and sums */
+    char *stage;             /* the slots on the device */
+    void *detour;            /* of move: DETOUR bytes */
+    void *room;              /* on the device: the optimiser's tables and sums */
     size_t room_bytes;
+    recording *making;    /* NULL: no recording is being made */
     cudaEvent_t clock[2]; /* of timer() */
 };
 
@@ -91,13 +111,9 @@ namespace {
 
 struct cast_plane {
     packs::array dst, src;
-    bool add;
     template <int N> __device__ void at(int64_t, int64_t k) {
         packs::pack<N> x = packs::load<N>(src, k);
-        if (add)
-            packs::add_to<N>(dst, k, x);
-        else
-            packs::store<N>(dst, k, x);
+        packs::add_to<N>(dst, k, x);
     }
 };
 
@@ -109,7 +125,7 @@ int ma_cuda_cast_add(ma_cuda *c, void *dst, ma_type to, const void *src, ma_type
         cudaError_t e = cudaMemcpyAsync(dst, src, size, cudaMemcpyDeviceToDevice, c->stream);
         return ma_cuda_bad(c, e, "cast") ? -1 : 0;
     }
-    cast_plane f = {{dst, to}, {(void *)src, from}, add};
+    cast_plane f = {{dst, to, !add}, {(void *)src, from}};
     return packs::run_plane(c, "cast", f, 1, n, packs::grain(n, {f.dst, f.src}));
 }
 
@@ -138,43 +154,65 @@ int make_room(gpu *g, size_t size) {
     return 0;
 }
 
-/* The pinned slots, when first needed. */
+/* The slots, when first needed. */
 int make_slots(gpu *g) {
     if (g->c.staging) return 0;
-    for (int k = 0; k < SLOTS; k++)
-        if (!g->done[k] && bad(g, cudaEventCreateWithFlags(&g->done[k], cudaEventDisableTiming), "pinned memory"))
-            return -1;
-    if (bad(g, cudaMallocHost(&g->c.staging, SLOTS * SLOT), "pinned memory")) return -1;
+    const char *where = "slots for copies";
+    if (!g->copies && bad(g, cudaStreamCreateWithFlags(&g->copies, cudaStreamNonBlocking), where)) return -1;
+    for (cudaEvent_t *events : {g->come, g->done})
+        for (int k = 0; k < SLOTS; k++)
+            if (!events[k] && bad(g, cudaEventCreateWithFlags(&events[k], cudaEventDisableTiming | cudaEventBlockingSync), where)) return -1;
+    if (!g->stage && bad(g, cudaMalloc(&g->stage, SLOTS * SLOT), where)) return -1;
+    if (bad(g, cudaMallocHost(&g->c.staging, SLOTS * SLOT), where)) return -1;
     g->c.staging_bytes = SLOTS * SLOT;
     return 0;
 }
 
-/* The next slot, when the copy that last used it is over. */
-int next_slot(gpu *g, char **slot, cudaEvent_t *done) {
+/* The next slot, when the copy that last used it is over; -1: that failed. */
+int next_slot(gpu *g) {
     int k = g->turn;
     g->turn = (k + 1) % SLOTS;
-    *slot = (char *)g->c.staging + (size_t)k * SLOT;
-    *done = g->done[k];
-    return bad(g, cudaEventSynchronize(*done), "waiting for a copy") ? -1 : 0;
+    return bad(g, cudaEventSynchronize(g->done[k]), "waiting for a copy") ? -1 : k;
+}
+
+char *slot_of(gpu *g, int k) {
+    return (char *)g->c.staging + (size_t)k * SLOT;
 }
 
 size_t least(size_t a, size_t b) {
     return a < b ? a : b;
 }
 
+/* The values become part of the recording that is being made. */
+int put_recorded(gpu *g, void *dst, const void *host, size_t size) {
+    recording *r = g->making;
+    if (size > r->room - r->used) {
+        snprintf(g->c.failure, sizeof g->c.failure, "recording: more values than before");
+        return -1;
+    }
+    char *values = r->values + r->used;
+    memcpy(values, host, size);
+    r->used = least(r->used + (size + 255) / 256 * 256, r->room);
+    return bad(g, cudaMemcpyAsync(dst, values, size, cudaMemcpyHostToDevice, g->c.stream), "recording") ? -1 : 0;
+}
+
 int gpu_put(ma_device *d, void *dst, const void *host, size_t size) {
     gpu *g = here(d);
-    if (d->plan) return 0;
+    const char *where = "copying to the GPU";
+    if (d->plan || !size) return 0;
+    if (g->making) return put_recorded(g, dst, host, size);
     if (make_slots(g)) return -1;
     for (size_t at = 0; at < size; at += SLOT) {
         size_t n = least(size - at, SLOT);
-        char *slot;
-        cudaEvent_t done;
-        if (next_slot(g, &slot, &done)) return -1;
+        int k = next_slot(g);
+        if (k < 0) return -1;
+        char *slot = slot_of(g, k), *there = g->stage + (size_t)k * SLOT;
         memcpy(slot, (const char *)host + at, n);
-        if (bad(g, cudaMemcpyAsync((char *)dst + at, slot, n, cudaMemcpyHostToDevice, g->c.stream),
-                "copying to the GPU") ||
-            bad(g, cudaEventRecord(done, g->c.stream), "copying to the GPU"))
+        if (bad(g, cudaMemcpyAsync(there, slot, n, cudaMemcpyHostToDevice, g->copies), where) ||
+            bad(g, cudaEventRecord(g->come[k], g->copies), where) ||
+            bad(g, cudaStreamWaitEvent(g->c.stream, g->come[k], 0), where) ||
+            bad(g, cudaMemcpyAsync((char *)dst + at, there, n, cudaMemcpyDeviceToDevice, g->c.stream), where) ||
+            bad(g, cudaEventRecord(g->done[k], g->c.stream), where))
             return -1;
     }
     return 0;
@@ -186,22 +224,23 @@ int gpu_get(ma_device *d, void *host, const void *src, size_t size) {
     if (d->plan) return 0;
     if (make_slots(g)) return -1;
     enum { AHEAD = SLOTS / 2 };
-    char *slot[AHEAD];
-    cudaEvent_t done[AHEAD];
+    int slot[AHEAD];
     size_t pieces = (size + SLOT - 1) / SLOT;
     for (size_t k = 0; k < pieces + AHEAD; k++) {
         if (k >= AHEAD && k - AHEAD < pieces) {
             size_t at = (k - AHEAD) * SLOT;
-            if (bad(g, cudaEventSynchronize(done[k % AHEAD]), "copying from the GPU")) return -1;
-            memcpy((char *)host + at, slot[k % AHEAD], least(size - at, SLOT));
+            int from = slot[k % AHEAD];
+            if (bad(g, cudaEventSynchronize(g->done[from]), "copying from the GPU")) return -1;
+            memcpy((char *)host + at, slot_of(g, from), least(size - at, SLOT));
         }
         if (k >= pieces) continue;
         const char *from = (const char *)src + k * SLOT;
         size_t n = least(size - k * SLOT, SLOT);
-        if (next_slot(g, &slot[k % AHEAD], &done[k % AHEAD]) ||
-            bad(g, cudaMemcpyAsync(slot[k % AHEAD], from, n, cudaMemcpyDeviceToHost, g->c.stream),
+        int to = slot[k % AHEAD] = next_slot(g);
+        if (to < 0 ||
+            bad(g, cudaMemcpyAsync(slot_of(g, to), from, n, cudaMemcpyDeviceToHost, g->c.stream),
                 "copying from the GPU") ||
-            bad(g, cudaEventRecord(done[k % AHEAD], g->c.stream), "copying from the GPU"))
+            bad(g, cudaEventRecord(g->done[to], g->c.stream), "copying from the GPU"))
             return -1;
     }
     return 0;
@@ -211,7 +250,7 @@ int copy(gpu *g, void *dst, const void *src, size_t size) {
     return bad(g, cudaMemcpyAsync(dst, src, size, cudaMemcpyDeviceToDevice, g->c.stream), "moving") ? -1 : 0;
 }
 
-/* From the front, in pieces that do not reach into themselves; where those would be small, by way of room. */
+/* From the front, in pieces that do not reach into themselves; where those would be small, by way of the detour. */
 int gpu_move(ma_device *d, void *dst, const void *src, size_t size) {
     gpu *g = here(d);
     char *to = (char *)dst;
@@ -224,10 +263,11 @@ int gpu_move(ma_device *d, void *dst, const void *src, size_t size) {
     size_t gap = to < from ? (size_t)(from - to) : size;
     bool straight = gap >= size || gap >= DETOUR;
     size_t piece = straight ? gap : DETOUR;
-    if (!straight && make_room(g, DETOUR)) return -1;
+    if (!straight && !g->detour && bad(g, cudaMalloc(&g->detour, DETOUR), "memory")) return -1;
     for (size_t at = 0; at < size; at += piece) {
         size_t n = least(size - at, piece);
-        if (straight ? copy(g, to + at, from + at, n) : copy(g, g->room, from + at, n) || copy(g, to + at, g->room, n))
+        if (straight ? copy(g, to + at, from + at, n)
+                     : copy(g, g->detour, from + at, n) || copy(g, to + at, g->detour, n))
             return -1;
     }
     return 0;
@@ -252,6 +292,7 @@ size_t gpu_work(ma_device *d, const ma_call *call, bool backward) {
     ma_cuda *c = &here(d)->c;
     switch (call->op) {
     case MA_OP_LINEAR: return ma_cuda_linear_work(c, call, backward);
+    case MA_OP_LINEAR_ADD: return ma_cuda_linear_add_work(c, call, backward);
     case MA_OP_MATMUL: return ma_cuda_matmul_work(c, call, backward);
     case MA_OP_CONV: return ma_cuda_conv_work(c, call, backward);
     case MA_OP_CONV_TRANSPOSE: return ma_cuda_conv_transpose_work(c, call, backward);
@@ -259,6 +300,7 @@ size_t gpu_work(ma_device *d, const ma_call *call, bool backward) {
     case MA_OP_LAYER_NORM: return ma_cuda_layer_norm_work(c, call, backward);
     case MA_OP_MODULATE: return ma_cuda_modulate_work(c, call, backward);
     case MA_OP_GATE: return ma_cuda_gate_work(c, call, backward);
+    case MA_OP_MOMENTS: return ma_cuda_moments_work(c, call, backward);
     case MA_OP_GROUP_NORM: return ma_cuda_group_norm_work(c, call, backward);
     case MA_OP_ADD:
     case MA_OP_MUL:
@@ -439,32 +481,102 @@ double gpu_timer(ma_device *d, bool stop) {
     return bad(g, cudaEventElapsedTime(&ms, g->clock[0], g->clock[1]), "timer") ? 0 : ms;
 }
 
+/* cudaMemGetInfo also sees what others take on this card. */
+size_t gpu_used(ma_device *d) {
+    gpu *g = here(d);
+    size_t now, all;
+    if (bad(g, cudaMemGetInfo(&now, &all), "memory")) return 0;
+    return g->free_at_first > now ? g->free_at_first - now : 0;
+}
+
+/* ---- recordings ---- */
+
+void gpu_forget(ma_device *d, void *of) {
+    gpu *g = here(d);
+    recording *r = (recording *)of;
+    if (r->graph) cudaStreamSynchronize(g->c.stream); /* it may be running */
+    if (r->graph) cudaGraphExecDestroy(r->graph);
+    if (r->values) cudaFreeHost(r->values);
+    free(r);
+}
+
+int gpu_capture(ma_device *d, size_t puts) {
+    gpu *g = here(d);
+    recording *r = (recording *)calloc(1, sizeof *r);
+    if (!r) return -1;
+    r->room = puts;
+    if ((puts && bad(g, cudaMallocHost(&r->values, puts), "recording")) ||
+        bad(g, cudaStreamBeginCapture(g->c.stream, cudaStreamCaptureModeThreadLocal), "recording")) {
+        gpu_forget(d, r);
+        return -1;
+    }
+    g->making = r;
+    return 0;
+}
+
+/* Why there is none is nobody's concern: the work is then run as it stands. */
+void *gpu_captured(ma_device *d) {
+    gpu *g = here(d);
+    recording *r = g->making;
+    cudaGraph_t graph = NULL;
+    g->making = NULL;
+    bool failed = bad(g, cudaStreamEndCapture(g->c.stream, &graph), "recording") || !graph ||
+                  bad(g, cudaGraphInstantiateWithFlags(&r->graph, graph, 0), "recording");
+    if (graph) cudaGraphDestroy(graph);
+    if (!failed) return r;
+    g->c.failure[0] = 0;
+    gpu_forget(d, r);
+    return NULL;
+}
+
+int gpu_replay(ma_device *d, void *of) {
+    gpu *g = here(d);
+    return bad(g, cudaGraphLaunch(((recording *)of)->graph, g->c.stream), "recording") ? -1 : 0;
+}
+
 /* ---- opening and closing ---- */
 
 void gpu_close(ma_device *d) {
     gpu *g = here(d);
     ma_cuda *c = &g->c;
     if (c->stream) cudaStreamSynchronize(c->stream);
+    ma_cuda_team_close(c);
     ma_cuda_gemm_close(c);
     ma_cuda_free_plans(c);
     if (c->blas) cublasLtDestroy((cublasLtHandle_t)c->blas);
     if (c->dnn) cudnnDestroy((cudnnHandle_t)c->dnn);
+    if (g->copies) cudaStreamSynchronize(g->copies);
+    for (cudaEvent_t e : g->come)
+        if (e) cudaEventDestroy(e);
     for (cudaEvent_t e : g->done)
         if (e) cudaEventDestroy(e);
     for (cudaEvent_t e : g->clock)
         if (e) cudaEventDestroy(e);
     if (c->staging) cudaFreeHost(c->staging);
-    if (g->room) cudaFree(g->room);
+    for (void *p : {(void *)g->stage, g->detour, g->room})
+        if (p) cudaFree(p);
+    if (g->copies) cudaStreamDestroy(g->copies);
     if (c->stream) cudaStreamDestroy(c->stream);
     free(g);
 }
 
-/* RAFT's look-up and upsampling are only ever run: no backward, as on the CPU. */
-#define ma_cuda_corr_lookup_bwd     NULL
-#define ma_cuda_upsample_convex_bwd NULL
-#define FWD(UPPER, lower)           ma_cuda_##lower##_fwd,
-#define BWD(UPPER, lower)           ma_cuda_##lower##_bwd,
-const ma_kernel forward[MA_NOPS] = {MA_OPS(FWD)}, backward[MA_NOPS] = {MA_OPS(BWD)};
+/* The ops that are only ever run come last, and have no backward, as on the CPU. */
+#define FWD(UPPER, lower) ma_cuda_##lower##_fwd,
+#define BWD(UPPER, lower) ma_cuda_##lower##_bwd,
+const ma_kernel forward[MA_NOPS] = {MA_OPS(FWD)}, backward[MA_NOPS] = {MA_OPS_BACKWARD(BWD)};
+
+/* Which gradients each op writes whole: not those of mod, of whose rows it may see but some, nor those of slice, and of
+ * pool, which leave elements out. */
+const struct {
+    ma_op op;
+    unsigned inputs; /* bits */
+} setters[] = {
+    {MA_OP_LINEAR, 7},     {MA_OP_MATMUL, 3},     {MA_OP_CONV, 7}, {MA_OP_CONV_TRANSPOSE, 7}, {MA_OP_ATTENTION, 7},
+    {MA_OP_LAYER_NORM, 7}, {MA_OP_MODULATE, 7},   {MA_OP_GATE, 3}, {MA_OP_GROUP_NORM, 7},     {MA_OP_ROPE, 1},
+    {MA_OP_ACT, 1},        {MA_OP_ADD, 3},        {MA_OP_MUL, 3},  {MA_OP_LERP, 7},           {MA_OP_AFFINE, 1},
+    {MA_OP_CONCAT, 255},   {MA_OP_UNPATCH, 1},    {MA_OP_RESIZE, 1}, {MA_OP_L1, 1},           {MA_OP_MSE, 1},
+    {MA_OP_RELATION, 1},   {MA_OP_COSINE, 1},
+};
 
 void fill(gpu *g, bool plan) {
     ma_device *d = &g->c.device;
@@ -482,12 +594,21 @@ void fill(gpu *g, bool plan) {
     d->adam = gpu_adam;
     memcpy(d->fwd, forward, sizeof forward);
     memcpy(d->bwd, backward, sizeof backward);
+    for (const auto &s : setters) d->sets[s.op] = s.inputs;
     d->types[MA_F32] = d->types[MA_BF16] = d->types[MA_F16] = true;
     d->timer = gpu_timer;
     d->close = gpu_close;
     d->tf32 = gpu_tf32;
+    d->capture = gpu_capture;
+    d->captured = gpu_captured;
+    d->replay = gpu_replay;
+    d->forget = gpu_forget;
+    d->used = gpu_used;
+    d->grain = GRAIN;
+    d->reserve = CODE + SLOTS * SLOT;
     d->stream = g; /* what kernels see */
     d->failure = g->c.failure;
+    d->team = ma_cuda_team();
 }
 
 /* Why there are no devices. */
@@ -524,8 +645,11 @@ int start(gpu *g, ma_err *e) {
     if (index >= count) return ma_fail(e, MA_DEVICE, "cuda:%d: the last GPU here is cuda:%d", index, count - 1);
     size_t all;
     cudaFuncAttributes ours;
-    why = cudaSetDevice(index);
-    if (!why) why = cudaMemGetInfo(&g->c.device.free_bytes, &all);
+    /* Who waits sleeps: a core that spins is one that decodes no video. */
+    why = cudaInitDevice(index, cudaDeviceScheduleBlockingSync, cudaInitDeviceFlagsAreValid);
+    if (!why) why = cudaSetDevice(index);
+    if (!why) why = cudaMemGetInfo(&g->free_at_first, &all);
+    g->c.device.free_bytes = g->free_at_first;
     if (!why) why = cudaFuncGetAttributes(&ours, adam_kernel);
     if (why == cudaErrorNoKernelImageForDevice || why == cudaErrorInvalidDeviceFunction) return foreign(index, e);
     if (!why) why = cudaStreamCreateWithFlags(&g->c.stream, cudaStreamNonBlocking);

@@ -7,7 +7,7 @@
 
 #include "cuda.h"
 
-/* c = act(alpha·op(a)·op(b) + bias)   op(a) (m, k), op(b) (k, n), c (m, n), dense; or c += …, without bias and act */
+/* c = act(alpha·op(a)·op(b) + bias)   op(a) (m, k), op(b) (k, n), c (m, n), dense; or c += …, without act */
 typedef struct ma_gemm {
     bool ta, tb;            /* a is stored (k, m); b is stored (n, k) */
     int64_t batch, m, n, k; /* batch: so many products, the matrices one behind the other */

@@ -22,7 +22,7 @@ struct transfer {
 
 /* The array from element k on. */
 array from_element(array a, int64_t k) {
-    return {(char *)a.p + (size_t)k * ma_type_size(a.type), a.type};
+    return {(char *)a.p + (size_t)k * ma_type_size(a.type), a.type, a.fresh};
 }
 
 int run_transfer(const ma_call *call, transfer f, int64_t rows, int64_t run) {
@@ -78,7 +78,7 @@ int ma_cuda_concat_bwd(const ma_call *call) {
     int64_t axis = call->i[0], from = 0;
     for (int k = 0; k < 8 && call->in[k]; k++) {
         const ma_tensor *x = call->in[k];
-        array dx = grad_of(x);
+        array dx = grad_of(call, k);
         if (dx.p && out_of_whole(call, {call->out, x, axis, from}, data_of(call->out->grad), dx, true)) return -1;
         from += x->n[axis];
     }
@@ -92,7 +92,7 @@ int ma_cuda_slice_fwd(const ma_call *call) {
 
 int ma_cuda_slice_bwd(const ma_call *call) {
     const ma_tensor *x = call->in[0];
-    return into_whole(call, {x, call->out, call->i[0], call->i[1]}, grad_of(x), data_of(call->out->grad), true);
+    return into_whole(call, {x, call->out, call->i[0], call->i[1]}, grad_of(call, 0), data_of(call->out->grad), true);
 }
 
 /* ---- unpatch: a row of the plane is a line of pixels ---- */
@@ -133,5 +133,5 @@ int ma_cuda_unpatch_fwd(const ma_call *call) {
 }
 
 int ma_cuda_unpatch_bwd(const ma_call *call) {
-    return run_unpatch(call, grad_of(call->in[0]), data_of(call->out->grad), true);
+    return run_unpatch(call, grad_of(call, 0), data_of(call->out->grad), true);
 }

@@ -1,4 +1,5 @@
-/* linear: act(x·wᵀ + b). Backwards, with d = act'·dout: dx += d·w, dw += dᵀ·x, db += column sums of d.
+/* linear: act(x·wᵀ + b). Backwards, with d = act'·dout: dx += d·w, dw += dᵀ·x, db += column sums of d (= where fresh).
+ * linear_add: r += x·wᵀ + b by the product itself, forward only; r, with b, may be f32 beside 16 bits.
  *
  * The bias is fused behind the product, and so is relu, and the tanh form of gelu in 16 bits (in fp32 cuBLASLt's is not
  * exact enough). Other activations, the exact gelu among them, are one more pass over the result, in place.
@@ -34,15 +35,16 @@ bool alike(const ma_call *call) {
            (!call->save[0] || call->save[0]->type == type);
 }
 
-/* grad += op(a)·op(b), where t wants it. */
-int add_product(ma_cuda *c, const ma_tensor *t, ma_gemm g, void *work) {
+/* The gradient of in[k] += op(a)·op(b), where it is wanted. */
+int add_product(const ma_call *call, int k, ma_gemm g) {
+    const ma_tensor *t = call->in[k];
     if (!t->want) return 0;
     g.batch = 1;
     g.out = t->grad->type;
     g.alpha = 1;
-    g.add = true;
+    g.add = !ma_fresh(call, k);
     g.c = t->grad->data;
-    return ma_cuda_gemm(c, &g, work);
+    return ma_cuda_gemm((ma_cuda *)call->stream, &g, call->work);
 }
 
 } // namespace
@@ -99,10 +101,10 @@ int ma_cuda_dense_bwd(const ma_call *call, ma_dense s) {
     dw.m = s.n, dw.n = s.k, dw.k = s.rows;
     dw.a = d, dw.b = x->data; // (rows, n)ᵀ·(rows, k)
     dx.in = dw.in = type;
-    if (add_product(c, x, dx, call->work) || add_product(c, w, dw, call->work)) return -1;
+    if (add_product(call, 0, dx) || add_product(call, 1, dw)) return -1;
     if (!b || !b->want) return 0;
     if (b->grad->type != MA_F32) return -1;
-    return ma_cuda_add_columns(c, d, type, s.rows, s.n, (float *)b->grad->data, call->work);
+    return ma_cuda_columns(c, d, type, s.rows, s.n, (float *)b->grad->data, !ma_fresh(call, 2), call->work);
 }
 
 size_t ma_cuda_linear_work(ma_cuda *, const ma_call *call, bool backward) {
@@ -115,4 +117,28 @@ int ma_cuda_linear_fwd(const ma_call *call) {
 
 int ma_cuda_linear_bwd(const ma_call *call) {
     return ma_cuda_dense_bwd(call, dense_of(call));
+}
+
+size_t ma_cuda_linear_add_work(ma_cuda *, const ma_call *, bool) {
+    return MA_GEMM_WORK;
+}
+
+int ma_cuda_linear_add_fwd(const ma_call *call) {
+    const ma_tensor *x = call->in[1], *w = call->in[2], *b = call->in[3], *r = call->out;
+    if (x->type != w->type || (b && b->type != r->type)) return -1;
+    ma_gemm g = {};
+    g.tb = true;
+    g.batch = 1, g.m = ma_count(r) / w->n[0], g.n = w->n[0], g.k = w->n[1];
+    g.in = x->type, g.out = r->type;
+    g.alpha = 1;
+    g.add = true;
+    g.a = x->data, g.b = w->data, g.c = r->data;
+    g.bias = b ? b->data : NULL;
+    ma_cuda *c = (ma_cuda *)call->stream;
+    if (!ma_cuda_gemm(c, &g, call->work)) return 0;
+    if (!b) return -1;
+    g.bias = NULL; /* the bias in a second pass */
+    if (ma_cuda_gemm(c, &g, call->work)) return -1;
+    c->failure[0] = 0;
+    return ma_cuda_bias_act(c, MA_NONE, g.out, r->data, b->data, NULL, r->data, g.m, g.n);
 }

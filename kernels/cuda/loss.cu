@@ -72,7 +72,7 @@ template <class D> int distance(const ma_call *call) {
 }
 
 template <class D> int distance_backward(const ma_call *call) {
-    array dx = grad_of(call->in[0]);
+    array dx = grad_of(call, 0);
     int64_t n = ma_count(call->in[0]);
     distance_bwd<D> f = {data_of(call->in[0]), data_of(call->in[1]), dx, (const float *)call->out->grad->data,
                          (double)n};

@@ -1,4 +1,4 @@
-/* matmul: scale·a·bᵀ, batch by batch. Backwards: da += scale·dout·b, db += scale·doutᵀ·a. */
+/* matmul: scale·a·bᵀ, batch by batch. Backwards: da += scale·dout·b, db += scale·doutᵀ·a (= where fresh). */
 #include "cuda.h"
 #include "gemm.h"
 
@@ -13,11 +13,12 @@ ma_gemm product(const ma_call *call, int64_t m, int64_t n, int64_t k) {
     return g;
 }
 
-/* grad += op(a)·op(b), where t wants it. */
-int add_product(const ma_call *call, const ma_tensor *t, ma_gemm g, const void *a, const void *b) {
+/* The gradient of in[k] += op(a)·op(b), where it is wanted. */
+int add_product(const ma_call *call, int k, ma_gemm g, const void *a, const void *b) {
+    const ma_tensor *t = call->in[k];
     if (!t->want) return 0;
     g.out = t->grad->type;
-    g.add = true;
+    g.add = !ma_fresh(call, k);
     g.a = a, g.b = b, g.c = t->grad->data;
     return ma_cuda_gemm((ma_cuda *)call->stream, &g, call->work);
 }
@@ -44,6 +45,6 @@ int ma_cuda_matmul_bwd(const ma_call *call) {
     if (a->type != b->type || dout->type != a->type) return -1;
     ma_gemm da = product(call, m, k, n), db = product(call, n, k, m);
     db.ta = true;
-    if (add_product(call, a, da, dout->data, b->data)) return -1;
-    return add_product(call, b, db, dout->data, a->data);
+    if (add_product(call, 0, da, dout->data, b->data)) return -1;
+    return add_product(call, 1, db, dout->data, a->data);
 }

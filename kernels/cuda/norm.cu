@@ -1,12 +1,14 @@
-/* norm: layer_norm, modulate, group_norm. Forward beside backward. With h = (x - mean)/deviation over n elements and f
- * the gradient to h:  dx = (f - mean(f) - h·mean(f·h)) / deviation.
+/* norm: layer_norm, modulate, group_norm, moments, causal_norm. Forward beside backward. With h = (x - mean)/deviation
+ * over n elements and f the gradient to h:  dx = (f - mean(f) - h·mean(f·h)) / deviation.
  *
  * Layer norm is modulate without modulation. A row lies in the registers of 1 to 512 neighbouring threads, read once;
- * parameters and modulation rows gather their gradients by the column sums of pack.cuh. Counting instructions is what
+ * parameters and modulation rows gather their gradients by the column sums of pack.cuh, or by the way, where a block
+ * goes down a piece of the rows and keeps its columns' sums. Counting instructions is what
  * keeps up with memory here: common widths, of one type throughout, have kernels of their own, where a warp or less
  * takes a row (or several at a time, if short) and no type is looked at; all else goes to one with everything at run
- * time. Group norm sums by channel over parts of the positions, as differences from the channel's first element, so
- * that a large mean cancels no digits; the sums are put together in double. Limits: rows of 8,192 elements. */
+ * time. A group's moments come of those of its channels over parts of the positions, which are summed as differences
+ * from the part's first element, so that a large mean cancels no digits, and put together in double. Limits: rows of
+ * 8,192 elements. */
 #include "pack.cuh"
 
 #include <type_traits>
@@ -66,7 +68,7 @@ tokens layer_tokens(const ma_call *call) {
 
 /* The array with its type known when compiling, unless TYPE is ANY. */
 template <int TYPE> __device__ inline array typed(array a) {
-    return {a.p, TYPE == ANY ? a.type : (ma_type)TYPE};
+    return {a.p, TYPE == ANY ? a.type : (ma_type)TYPE, a.fresh};
 }
 
 template <int TYPE> __device__ inline layer typed(layer l) {
@@ -255,6 +257,119 @@ __global__ void __launch_bounds__(LANES ? THREADS : WIDEST)
     }
 }
 
+/* Two sums side by side over LANES neighbouring threads; each gets them, with the same bits. room: of a warp, for this
+ * step; the step before has another. */
+template <int LANES, int ROWS> __device__ inline void sum_pairs(float2 (&sum)[ROWS], float2 (*room)[ROWS]) {
+    enum { WARPS = LANES / 32 };
+#pragma unroll
+    for (int d = (LANES < 32 ? LANES : 32) / 2; d; d /= 2)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            sum[r].x += __shfl_xor_sync(~0u, sum[r].x, d);
+            sum[r].y += __shfl_xor_sync(~0u, sum[r].y, d);
+        }
+    if constexpr (WARPS > 1) {
+        const int warp = threadIdx.x / 32;
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            if (threadIdx.x % 32 == 0) room[warp][r] = sum[r];
+        __syncthreads();
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+            sum[r] = room[warp / WARPS * WARPS][r];
+#pragma unroll
+            for (int k = 1; k < WARPS; k++) {
+                sum[r].x += room[warp / WARPS * WARPS + k][r].x;
+                sum[r].y += room[warp / WARPS * WARPS + k][r].y;
+            }
+        }
+    }
+}
+
+/* layer_bwd_kernel and the parts of run_columns for layer_sums in one: a block goes down a piece, ROWS rows a step for
+ * LANES threads each, which keep what belongs to their columns. */
+template <int PER, int ROWS, int LANES, int TYPE>
+__global__ void __launch_bounds__(THREADS, 2)
+    layer_bwd_sums_kernel(layer of, tokens t, array dout, array din, const float *mean, const float *inverse,
+                          float *part) {
+    enum { N = PACK, TILE = THREADS / LANES };
+    __shared__ float2 pairs[2][THREADS / 32][ROWS];
+    __shared__ float room[2 * N * THREADS];
+    const array dy = typed<TYPE>(dout), dx = typed<TYPE>(din);
+    const piece p = piece_of(t, blockIdx.x);
+    layer l = typed<TYPE>(of);
+    l.rows = p.to; /* what is behind them is not there */
+    const int lane = threadIdx.x % LANES;
+    const int64_t scale = l.scale_at(p.sample, p.text);
+    pack<N> by[PER];
+    float total[PER][2][N] = {};
+#pragma unroll
+    for (int q = 0; q < PER; q++) {
+        const int column = (lane + q * LANES) * N;
+        by[q] = column < l.width ? factor_at<N>(l, scale, column) : pack<N>{};
+    }
+    int turn = 0;
+    for (int64_t first = p.from; first < p.to; first += ROWS * TILE, turn ^= 1) {
+        const int64_t row = first + threadIdx.x / LANES;
+        float m[ROWS] = {}, i[ROWS] = {};
+        float2 sum[ROWS] = {};
+        raw<N> was[ROWS][PER] = {};
+        rows_part<N, PER, ROWS> h, f;
+#pragma unroll
+        for (int j = 0; j < ROWS * PER; j++) {
+            const int64_t at = row + j / PER * TILE;
+            const int column = (lane + j % PER * LANES) * N;
+            if (!dx.fresh && at < p.to && column < l.width) was[j / PER][j % PER] = fetch<N>(dx, at * l.width + column);
+        }
+        h.read(l.x, l, row, TILE, lane, LANES);
+        f.read(dy, l, row, TILE, lane, LANES);
+#pragma unroll
+        for (int r = 0; r < ROWS; r++)
+            if (row + r * TILE < p.to) {
+                m[r] = mean[row + r * TILE];
+                i[r] = inverse[row + r * TILE];
+            }
+#pragma unroll
+        for (int j = 0; j < ROWS * PER; j++) {
+            const int r = j / PER, q = j % PER;
+#pragma unroll
+            for (int k = 0; k < N; k++) {
+                float &d = f.v[r][q].v[k], &x = h.v[r][q].v[k];
+                x = (x - m[r]) * i[r];
+                total[q][0][k] += d * x; /* d is 0 where there is nothing, and so is the factor */
+                total[q][1][k] += d;
+                d *= by[q].v[k];
+                sum[r].x += d;
+                sum[r].y += d * x;
+            }
+        }
+        sum_pairs<LANES>(sum, pairs[turn]);
+#pragma unroll
+        for (int j = 0; j < ROWS * PER; j++) {
+            const int r = j / PER, q = j % PER, column = (lane + q * LANES) * N;
+            const int64_t at = row + r * TILE;
+            if (at >= p.to || column >= l.width) continue;
+            const float mean_f = sum[r].x * l.share, mean_fh = sum[r].y * l.share;
+            pack<N> d = f.v[r][q], old = widen<N>(was[r][q], dx.type);
+#pragma unroll
+            for (int k = 0; k < N; k++) d.v[k] = i[r] * (d.v[k] - mean_f - h.v[r][q].v[k] * mean_fh) + old.v[k];
+            store<N>(dx, at * l.width + column, d);
+        }
+    }
+    for (int q = 0; q < PER; q++) {
+        __syncthreads(); /* room is still read */
+#pragma unroll
+        for (int j = 0; j < 2 * N; j++) room[j * THREADS + threadIdx.x] = total[q][j / N][j % N];
+        __syncthreads();
+        for (int u = threadIdx.x; u < 2 * N * LANES; u += THREADS) {
+            const int j = u / LANES, from = u % LANES, column = (from + q * LANES) * N + j % N;
+            float x = 0;
+            for (int r = 0; r < TILE; r++) x += room[j * THREADS + r * LANES + from];
+            if (column < l.width) part[((int64_t)blockIdx.x * 2 + j / N) * l.width + column] = x;
+        }
+    }
+}
+
 /* How the rows of a layer lie on threads, where that is not known before. */
 struct shape {
     int lanes, threads; /* threads a row and a block */
@@ -338,7 +453,7 @@ struct layer_sums {
     template <int N> struct column {
         const layer_sums &f;
         int64_t at;
-        __device__ column(const layer_sums &of, int64_t, int64_t where) : f(of), at(where) {}
+        __device__ column(const layer_sums &of, const piece &, int64_t where) : f(of), at(where) {}
         __device__ void add(int64_t row, float sum[2][N]) const {
             raw<N> rx = fetch<N>(f.x, row * f.width + at), rd = fetch<N>(f.dy, row * f.width + at);
             float m = f.mean[row], i = f.inverse[row];
@@ -419,16 +534,57 @@ int run_layer_dx(const ma_call *call, const layer &l, array dy, array dx) {
     });
 }
 
+/* dx and the parts of the sums. */
+struct layer_bwd_sums_run {
+    ma_cuda *d;
+    layer l;
+    tokens t;
+    array dy, dx;
+    const float *mean, *inverse;
+    float *part;
+    template <int PER, int ROWS, int LANES, int TYPE> int known() const {
+        const int64_t blocks = t.batch * t.pieces;
+        if (blocks > INT_MAX || !part) return -1;
+        layer_bwd_sums_kernel<PER, ROWS, LANES, TYPE>
+            <<<(unsigned)blocks, THREADS, 0, d->stream>>>(l, t, dy, dx, mean, inverse, part);
+        return launched(d, "layer norm's gradient");
+    }
+};
+
+/* Whether dx and the sums can be had in one pass. */
+bool at_once(const layer &l, array dy, array dx) {
+    return dx.p && l.rows && l.width <= 2048 && grain(l.width, {l.x, l.gain, l.mod, dy, dx}) == PACK &&
+           type_of({l.x, l.gain, l.mod, dy, dx}) != ANY;
+}
+
+int run_layer_dx_sums(const layer_bwd_sums_run &run) {
+    return with_type(run.l.x.type, [&](auto constant) {
+        constexpr int TYPE = decltype(constant)::value;
+        if (run.l.width <= 64) return run.known<1, 2, 8, TYPE>();
+        if (run.l.width <= 256) return run.known<1, 2, 32, TYPE>();
+        if (run.l.width <= 1024) return run.known<1, 2, 128, TYPE>();
+        return run.known<2, 1, 128, TYPE>();
+    });
+}
+
 int layer_bwd(const ma_call *call) {
+    ma_cuda *d = (ma_cuda *)call->stream;
     layer l = layer_of(call);
-    array dy = data_of(call->out->grad), dx = grad_of(call->in[0]);
+    array dy = data_of(call->out->grad), dx = grad_of(call, 0);
+    const float *mean = (const float *)call->save[0]->data, *inverse = (const float *)call->save[1]->data;
+    const char *where = "layer norm's parameters";
+    if (!layer_trained(call)) return dx.p ? run_layer_dx(call, l, dy, dx) : 0;
+    const tokens t = layer_tokens(call);
+    float *part = (float *)call->work;
+    into_parameters g = {l, grad_of(call, 1), grad_of(call, 2), {nullptr, MA_F32}};
+    if (call->op == MA_OP_MODULATE) g.dmod = grad_of(call, 3);
+    if (at_once(l, dy, dx))
+        return run_layer_dx_sums({d, l, t, dy, dx, mean, inverse, part}) || run_totals<2>(d, where, g, t, part, false)
+                   ? -1
+                   : 0;
     if (dx.p && run_layer_dx(call, l, dy, dx)) return -1;
-    if (!layer_trained(call)) return 0;
-    layer_sums f = {l.x, dy, (const float *)call->save[0]->data, (const float *)call->save[1]->data, l.width};
-    array dmod = call->op == MA_OP_MODULATE ? grad_of(call->in[3]) : array{nullptr, MA_F32};
-    into_parameters g = {l, grad_of(call->in[1]), grad_of(call->in[2]), dmod};
-    return run_columns<2>((ma_cuda *)call->stream, "layer norm's parameters", f, g, layer_tokens(call),
-                          grain(l.width, {l.x, dy, l.gain, l.bias, l.mod}), (float *)call->work, false);
+    return run_columns<2>(d, where, layer_sums{l.x, dy, mean, inverse, l.width}, g, t,
+                          grain(l.width, {l.x, dy, l.gain, l.bias, l.mod}), part, false);
 }
 
 } // namespace
@@ -479,11 +635,21 @@ tokens group_tokens(const ma_call *call) {
     return tokens_of(x->n[0], x->n[1] * x->n[2] * x->n[3], 0, x->n[4]);
 }
 
+/* The same in more pieces, for what has nothing else to do. */
+tokens moments_tokens(const ma_call *call) {
+    enum { PIECES = 2048, LEAST = 32 };
+    tokens t = group_tokens(call);
+    t.size = ceil_div(t.batch * t.len, PIECES);
+    if (t.size < LEAST) t.size = LEAST;
+    t.pieces = ceil_div(t.len, t.size);
+    return t;
+}
+
 /* Totals, two numbers a group, parts. */
-size_t group_bytes(const ma_call *call) {
+size_t group_bytes(const ma_call *call, bool backward) {
     const ma_tensor *x = call->in[0];
     return (size_t)(x->n[0] * x->n[4]) * 2 * sizeof(double) + (size_t)(x->n[0] * call->i[0]) * 2 * sizeof(float) +
-           parts_bytes(group_tokens(call), 2);
+           parts_bytes(backward ? group_tokens(call) : moments_tokens(call), 2);
 }
 
 /* part: where the parts of the column sums go. */
@@ -560,28 +726,6 @@ template <int N> struct channels {
     }
 };
 
-/* Σ (x - first) and Σ (x - first)², first being the sample's first position. */
-struct group_sums {
-    group g;
-    template <int N> struct column {
-        const group &g;
-        int64_t at;
-        pack<N> first;
-        __device__ column(const group_sums &f, int64_t sample, int64_t where) : g(f.g), at(where) {
-            first = load<N>(g.x, sample * g.space * g.channels + at);
-        }
-        __device__ void add(int64_t row, float sum[2][N]) const {
-            pack<N> x = load<N>(g.x, row * g.channels + at);
-#pragma unroll
-            for (int k = 0; k < N; k++) {
-                float d = x.v[k] - first.v[k];
-                sum[0][k] += d;
-                sum[1][k] += d * d;
-            }
-        }
-    };
-};
-
 /* Σ d·h and Σ d, d being the gradient before the activation. */
 struct group_bwd_sums {
     group g;
@@ -589,8 +733,8 @@ struct group_bwd_sums {
         const group &g;
         int64_t at;
         channels<N> c;
-        __device__ column(const group_bwd_sums &f, int64_t sample, int64_t where)
-            : g(f.g), at(where), c(f.g, sample, where) {}
+        __device__ column(const group_bwd_sums &f, const piece &p, int64_t where)
+            : g(f.g), at(where), c(f.g, p.sample, where) {}
         __device__ void add(int64_t row, float sum[2][N]) const {
             pack<N> h, d;
             c.before_act(g, row * g.channels + at, h, d);
@@ -619,24 +763,127 @@ __device__ inline double sum_warp(double x) {
     return x;
 }
 
-/* Mean and 1/deviation of each group, a warp a group: the channels' means first, then the squares about the group's. */
-__global__ void __launch_bounds__(THREADS) moments_kernel(group g) {
-    int64_t j = ((int64_t)blockIdx.x * THREADS + threadIdx.x) / 32, sample = j / g.groups;
-    int lane = threadIdx.x % 32, from = (int)(j % g.groups) * g.per;
-    if (j >= g.batch * g.groups) return;
-    const double *sum = g.total + 2 * sample * g.channels + from, *squares = sum + g.channels;
-    double space = (double)g.space, mean = 0, spread = 0;
-    int64_t start = sample * g.space * g.channels + from;
-    for (int c = lane; c < g.per; c += 32) mean += load_one(g.x, start + c) + sum[c] / space;
-    mean = sum_warp(mean) / g.per;
-    for (int c = lane; c < g.per; c += 32) {
-        double own = load_one(g.x, start + c) + sum[c] / space - mean;
-        spread += squares[c] - sum[c] * sum[c] / space + space * own * own;
+/* A number as memory will have it. */
+template <ma_type TYPE> __device__ inline float rounded(float x) {
+    if constexpr (TYPE == MA_BF16) return __bfloat162float(__float2bfloat16_rn(x));
+    if constexpr (TYPE == MA_F16) return __half2float(__float2half_rn(x));
+    return x;
+}
+
+/* The moments of pieces: part (pieces of the batch, 2, width): mean, and the sum of squares about it, of each column of
+ * x, or of x += more. Blocks as in parts_kernel. A piece's first row is read before it may be overwritten. */
+template <int N, ma_type TYPE, bool ADD>
+__global__ void __launch_bounds__(THREADS, ADD ? 3 : 4)
+    pieces_kernel(array of, array more, tokens t, int lanes, int strips, float *part) {
+    enum { AHEAD = TYPE == MA_F32 ? 2 : 4 }; /* rows fetched before the first is worked on */
+    __shared__ float room[2 * N * THREADS], start[N * 32];
+    const array x = typed<TYPE>(of), plus = typed<TYPE>(more);
+    const int lane = threadIdx.x % lanes, y = threadIdx.x / lanes, tile = THREADS / lanes;
+    const int64_t k = blockIdx.x / strips, left = (int64_t)(blockIdx.x % strips) * lanes * N, column = left + lane * N;
+    const piece p = piece_of(t, k);
+    const bool inside = column < t.width;
+    auto sum_at = [&](const raw<N> &rx, const raw<N> &rp) {
+        pack<N> v = widen<N>(rx, TYPE);
+        if constexpr (ADD) {
+            pack<N> w = widen<N>(rp, TYPE);
+#pragma unroll
+            for (int j = 0; j < N; j++) v.v[j] = rounded<TYPE>(v.v[j] + w.v[j]);
+        }
+        return v;
+    };
+    pack<N> first = {};
+    float sum[2][N] = {};
+    if (inside) {
+        raw<N> rx = fetch<N>(x, p.from * t.width + column), rp = {};
+        if constexpr (ADD) rp = fetch<N>(plus, p.from * t.width + column);
+        first = sum_at(rx, rp);
     }
-    spread = sum_warp(spread) / (space * g.per);
-    if (lane) return;
-    g.mean[j] = (float)mean;
-    g.inverse[j] = (float)(1 / sqrt((spread < 0 ? 0 : spread) + (double)g.eps));
+    if (ADD) __syncthreads();
+    for (int64_t row = p.from + y; row < p.to && inside; row += AHEAD * tile) {
+        raw<N> rx[AHEAD] = {}, rp[AHEAD] = {};
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            int64_t at = (row + j * tile) * t.width + column;
+            if (row + j * tile < p.to) rx[j] = fetch<N>(x, at);
+            if constexpr (ADD)
+                if (row + j * tile < p.to) rp[j] = fetch<N>(plus, at);
+        }
+#pragma unroll
+        for (int j = 0; j < AHEAD; j++) {
+            if (row + j * tile >= p.to) continue;
+            pack<N> v = sum_at(rx[j], rp[j]);
+            if constexpr (ADD) store<N>(x, (row + j * tile) * t.width + column, v);
+#pragma unroll
+            for (int i = 0; i < N; i++) {
+                float d = v.v[i] - first.v[i];
+                sum[0][i] += d;
+                sum[1][i] += d * d;
+            }
+        }
+    }
+#pragma unroll
+    for (int j = 0; j < 2 * N; j++) room[j * THREADS + threadIdx.x] = sum[j / N][j % N];
+#pragma unroll
+    for (int j = 0; j < N; j++)
+        if (!y) start[j * 32 + lane] = first.v[j];
+    __syncthreads();
+    const double rows = (double)(p.to - p.from);
+    for (int u = threadIdx.x; u < N * lanes; u += THREADS) {
+        int j = u / lanes, from = u % lanes;
+        int64_t at = left + from * N + j;
+        float total = 0, squares = 0;
+        for (int r = 0; r < tile; r++) {
+            total += room[j * THREADS + r * lanes + from];
+            squares += room[(N + j) * THREADS + r * lanes + from];
+        }
+        if (at >= t.width) continue;
+        part[2 * k * t.width + at] = (float)(start[j * 32 + from] + total / rows);
+        part[(2 * k + 1) * t.width + at] = (float)(squares - total * (total / rows));
+    }
+}
+
+/* The moments of groups, a block a group: mean, and variance, or with inverse 1/deviation. */
+struct moments {
+    tokens t;
+    int groups, per;
+    const float *part;
+    float *mean, *spread; /* (B, groups) */
+    bool inverse;
+    float eps;
+};
+
+/* The block's sum, for all of its threads. */
+__device__ inline double total_of_block(double x) {
+    __shared__ double total;
+    x = sum_block<THREADS>(x);
+    if (!threadIdx.x) total = x;
+    __syncthreads();
+    return total;
+}
+
+__global__ void __launch_bounds__(THREADS) moments_kernel(moments m) {
+    const tokens &t = m.t;
+    const int64_t sample = blockIdx.x / m.groups;
+    const float *part = m.part + 2 * sample * t.pieces * t.width + (int64_t)(blockIdx.x % m.groups) * m.per;
+    const int parts = (int)t.pieces * m.per;
+    const double count = (double)t.len * m.per;
+    auto rows = [&](int k) { return (double)(k + 1 < t.pieces ? t.size : t.len - k * t.size); };
+    double mean = 0, spread = 0;
+    for (int u = threadIdx.x; u < parts; u += THREADS) {
+        int k = u / m.per;
+        mean += rows(k) * part[2 * k * t.width + u % m.per];
+    }
+    mean = total_of_block(mean) / count;
+    for (int u = threadIdx.x; u < parts; u += THREADS) {
+        int k = u / m.per;
+        double off = part[2 * k * t.width + u % m.per] - mean;
+        spread += part[(2 * k + 1) * t.width + u % m.per] + rows(k) * off * off;
+    }
+    spread = total_of_block(spread) / count;
+    if (spread < 0) spread = 0;
+    if (threadIdx.x) return;
+    m.mean[blockIdx.x] = (float)mean;
+    m.spread[blockIdx.x] = (float)(m.inverse ? 1 / sqrt(spread + (double)m.eps) : spread);
 }
 
 /* Means of f and f·h of each group, a warp a group. */
@@ -743,9 +990,35 @@ unsigned warp_blocks(const group &g) {
     return (unsigned)ceil_div(g.batch * g.groups * 32, THREADS);
 }
 
-int run_moments(ma_cuda *d, const group &g) {
-    moments_kernel<<<warp_blocks(g), THREADS, 0, d->stream>>>(g);
-    return launched(d, "group norm");
+template <int N, ma_type TYPE>
+void launch_pieces(ma_cuda *d, array x, array add, const tokens &t, int lanes, unsigned blocks, int strips,
+                   float *part) {
+    if (add.p)
+        pieces_kernel<N, TYPE, true><<<blocks, THREADS, 0, d->stream>>>(x, add, t, lanes, strips, part);
+    else
+        pieces_kernel<N, TYPE, false><<<blocks, THREADS, 0, d->stream>>>(x, add, t, lanes, strips, part);
+}
+
+/* Of x, or of x += add; part: room for what m.part then is. */
+int run_moments(ma_cuda *d, array x, array add, moments m, float *part) {
+    const tokens &t = m.t;
+    const int n = grain(t.width, {x, add.p ? add : x});
+    if (!n || !part || (add.p && add.type != x.type)) return -1;
+    const int lanes = lanes_for(t.width / n, 32);
+    const int64_t strips = ceil_div(t.width / n, lanes), blocks = strips * t.batch * t.pieces;
+    if (blocks > INT_MAX || t.batch * m.groups > INT_MAX || t.pieces * m.per > INT_MAX) return -1;
+    m.part = part;
+    with_type(x.type, [&](auto constant) {
+        constexpr ma_type TYPE = (ma_type) decltype(constant)::value;
+        if (n == PACK)
+            launch_pieces<PACK, TYPE>(d, x, add, t, lanes, (unsigned)blocks, (int)strips, part);
+        else
+            launch_pieces<1, TYPE>(d, x, add, t, lanes, (unsigned)blocks, (int)strips, part);
+        return 0;
+    });
+    if (launched(d, "moments")) return -1;
+    moments_kernel<<<(unsigned)(t.batch * m.groups), THREADS, 0, d->stream>>>(m);
+    return launched(d, "moments");
 }
 
 int run_group(ma_cuda *d, const group &g, int n) {
@@ -769,8 +1042,8 @@ int run_group_bwd(ma_cuda *d, const group &g, int n, array dx) {
 
 } // namespace
 
-size_t ma_cuda_group_norm_work(ma_cuda *, const ma_call *call, bool) {
-    return group_bytes(call);
+size_t ma_cuda_group_norm_work(ma_cuda *, const ma_call *call, bool backward) {
+    return group_bytes(call, backward);
 }
 
 int ma_cuda_group_norm_fwd(const ma_call *call) {
@@ -779,17 +1052,15 @@ int ma_cuda_group_norm_fwd(const ma_call *call) {
     group g = group_of(call, false, &part);
     int n = grain(g.channels, {g.x, g.gain, g.bias, g.y});
     if (empty(g) || !n) return empty(g) ? 0 : -1;
-    if (run_columns<2>(d, "group norm", group_sums{g}, into_totals{g.total, g.channels}, group_tokens(call), n, part,
-                       true))
-        return -1;
-    return run_moments(d, g) || run_group(d, g, n) ? -1 : 0;
+    moments m = {moments_tokens(call), g.groups, g.per, nullptr, g.mean, g.inverse, true, g.eps};
+    return run_moments(d, g.x, {}, m, part) || run_group(d, g, n) ? -1 : 0;
 }
 
 int ma_cuda_group_norm_bwd(const ma_call *call) {
     ma_cuda *d = (ma_cuda *)call->stream;
     float *part;
     group g = group_of(call, true, &part);
-    array dx = grad_of(call->in[0]), dgain = grad_of(call->in[1]), dbias = grad_of(call->in[2]);
+    array dx = grad_of(call, 0), dgain = grad_of(call, 1), dbias = grad_of(call, 2);
     int n = grain(g.channels, {g.x, g.gain, g.bias, g.y, g.dy, dx});
     if (empty(g) || !n) return empty(g) ? 0 : -1;
     if (run_columns<2>(d, "group norm's gradient", group_bwd_sums{g}, into_totals{g.total, g.channels},
@@ -800,4 +1071,228 @@ int ma_cuda_group_norm_bwd(const ma_call *call) {
         if (launched(d, "group norm's parameters")) return -1;
     }
     return dx.p ? run_group_bwd(d, g, n, dx) : 0;
+}
+
+/* ---- moments ---- */
+
+size_t ma_cuda_moments_work(ma_cuda *, const ma_call *call, bool) {
+    return parts_bytes(moments_tokens(call), 2);
+}
+
+int ma_cuda_moments_fwd(const ma_call *call) {
+    const ma_tensor *x = call->in[0];
+    const int groups = (int)call->i[0];
+    float *mean = (float *)call->out->data;
+    if (!ma_count(x)) return 0;
+    moments m = {moments_tokens(call), groups, (int)x->n[4] / groups, nullptr, mean, mean + x->n[0] * groups, false, 0};
+    return run_moments((ma_cuda *)call->stream, data_of(x), data_of(call->in[1]), m, (float *)call->work);
+}
+
+/* ---- causal_norm ---- */
+
+namespace {
+
+struct causal {
+    array x, y, gain, bias, map, past;  /* x and y are there, the others may not be */
+    const float *mean, *variance;       /* (B, groups), or none */
+    int64_t batch, plane;               /* plane: positions of a frame */
+    int frames, lead, channels, groups; /* frames: of x */
+    ma_act act;
+    float eps;
+    unsigned width, rows_per, columns_per; /* of x; positions to one of the map's, in h and w */
+    unsigned map_width;
+    int map_frames, frames_per;
+    int64_t map_plane, map_channels, from; /* from: the channel of the map where scales begin */
+    bool fresh, apart;                     /* apart: frame 0 has a frame of the map for itself */
+};
+
+enum { WIDE = 64 }; /* threads along the channels */
+
+/* exp and 1/x as the hardware has them, to some 1e-6: enough for 16 bits. */
+__device__ inline float quick_silu(float x) {
+    float e, r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(e) : "f"(-1.44269504f * x)); /* 1/ln 2 */
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(1.0f + e));
+    return x * r;
+}
+
+template <int N, ma_type TYPE> __device__ inline void causal_act(ma_act act, pack<N> &x) {
+    if (TYPE != MA_F32 && act == MA_SILU)
+        each(x, [](float v) { return quick_silu(v); });
+    else
+        activate<N>(act, x);
+}
+
+/* N channels of one position, through all frames: a thread alone reads and writes its place of the past. */
+template <int N, ma_type TYPE> struct causal_walk {
+    enum { AHEAD = TYPE == MA_F32 ? 2 : 4 }; /* frames fetched before the first is worked on */
+    const causal &f;
+    const float *base_by, *base_plus; /* what the norm comes to, of these channels */
+    int64_t x, y, past, map, plane;   /* elements: the first frames' places; a frame of x, y and past */
+    pack<N> by, plus;                 /* with the map's scale and shift */
+
+    /* Frame j of y, and of the past where it is one of the last. */
+    __device__ void put(int j, const pack<N> &v) const {
+        store<N>(typed<TYPE>(f.y), y + j * plane, v);
+        if (f.past.p && j >= f.frames) store<N>(typed<TYPE>(f.past), past + (j - f.frames) * plane, v);
+    }
+
+    __device__ void copy_past() const {
+        for (int j = 0; j < f.lead; j += 2) {
+            bool two = j + 1 < f.lead;
+            raw<N> a = fetch<N>(typed<TYPE>(f.past), past + j * plane), b = {};
+            if (two) b = fetch<N>(typed<TYPE>(f.past), past + (j + 1) * plane);
+            put(j, widen<N>(a, TYPE));
+            if (two) put(j + 1, widen<N>(b, TYPE));
+        }
+    }
+
+    __device__ void frame(int t, const raw<N> &r) const {
+        pack<N> v = widen<N>(r, TYPE);
+#pragma unroll
+        for (int k = 0; k < N; k++) v.v[k] = v.v[k] * by.v[k] + plus.v[k];
+        causal_act<N, TYPE>(f.act, v);
+        for (int j = 0; j < f.lead && !t && f.fresh; j++) put(j, v);
+        put(f.lead + t, v);
+    }
+
+    __device__ void turn(const raw<N> &scale, const raw<N> &shift) {
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            by.v[k] = base_by[k];
+            plus.v[k] = base_plus[k];
+        }
+        if (!f.map.p) return;
+        pack<N> s = widen<N>(scale, TYPE), a = widen<N>(shift, TYPE);
+#pragma unroll
+        for (int k = 0; k < N; k++) {
+            by.v[k] *= s.v[k];
+            plus.v[k] = plus.v[k] * s.v[k] + a.v[k];
+        }
+    }
+
+    __device__ void run() {
+        if (!f.fresh) copy_past();
+        int m = 0; /* the map's frame */
+        for (int t = 0, end = 0, n; t < f.frames; t += n) {
+            raw<N> scale = {}, shift = {}, r[AHEAD] = {};
+            const bool turns = t == end;
+            if (turns && f.map.p) {
+                int64_t at = map + m++ * f.map_plane * f.map_channels;
+                scale = fetch<N>(typed<TYPE>(f.map), at);
+                shift = fetch<N>(typed<TYPE>(f.map), at + f.channels);
+                end += f.apart && !t ? 1 : f.frames_per;
+            } else if (turns)
+                end = f.frames;
+            n = end - t < AHEAD ? end - t : AHEAD;
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++)
+                if (k < n) r[k] = fetch<N>(typed<TYPE>(f.x), x + (t + k) * plane);
+            if (turns) turn(scale, shift);
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++)
+                if (k < n) frame(t + k, r[k]);
+        }
+    }
+};
+
+/* A thread keeps its channels and goes over positions; samples lie along the grid's third side. */
+template <int N, ma_type TYPE> __global__ void __launch_bounds__(THREADS, 3) causal_kernel(causal f, int lanes) {
+    __shared__ __align__(16) float by[WIDE * N], plus[WIDE * N];
+    const int lane = threadIdx.x % lanes, tile = THREADS / lanes;
+    const int64_t left = (int64_t)blockIdx.x * lanes * N, at = left + lane * N;
+    for (int64_t sample = blockIdx.z; sample < f.batch; sample += gridDim.z) {
+        __syncthreads(); /* the sample before may still be read */
+        for (int k = threadIdx.x; k < lanes * N && left + k < f.channels; k += THREADS) {
+            int64_t c = left + k, group = f.mean ? sample * f.groups + c / (f.channels / f.groups) : 0;
+            float mean = f.mean ? f.mean[group] : 0, inverse = f.mean ? rsqrtf(f.variance[group] + f.eps) : 1;
+            by[k] = inverse * (f.gain.p ? load_one(f.gain, c) : 1);
+            plus[k] = (f.bias.p ? load_one(f.bias, c) : 0) - mean * by[k];
+        }
+        __syncthreads();
+        if (at >= f.channels) continue;
+        causal_walk<N, TYPE> w = {f, by + lane * N, plus + lane * N};
+        w.plane = f.plane * f.channels;
+        for (int64_t p = blockIdx.y * tile + threadIdx.x / lanes; p < f.plane; p += gridDim.y * tile) {
+            unsigned row = (unsigned)p / f.width, column = (unsigned)p % f.width;
+            int64_t m = (int64_t)(row / f.rows_per) * f.map_width + column / f.columns_per;
+            w.x = (sample * f.frames * f.plane + p) * f.channels + at;
+            w.y = (sample * (f.lead + f.frames) * f.plane + p) * f.channels + at;
+            w.past = (sample * f.lead * f.plane + p) * f.channels + at;
+            w.map = (sample * f.map_frames * f.map_plane + m) * f.map_channels + f.from + at;
+            w.run();
+        }
+    }
+}
+
+/* false: too large, or of several types. */
+bool causal_of(const ma_call *call, causal *f) {
+    const ma_tensor *x = call->in[0], *moments = call->in[3], *map = call->in[4], *past = call->in[5];
+    *f = {};
+    for (const ma_tensor *t : std::initializer_list<const ma_tensor *>{map, past, call->out})
+        if (t && t->type != x->type) return false;
+    f->x = data_of(x);
+    f->y = data_of(call->out);
+    f->gain = data_of(call->in[1]);
+    f->bias = data_of(call->in[2]);
+    f->map = data_of(map);
+    f->past = data_of(past);
+    f->batch = x->n[0];
+    f->plane = x->n[2] * x->n[3];
+    f->frames = (int)x->n[1];
+    f->lead = (int)call->i[2];
+    f->channels = (int)x->n[4];
+    f->act = (ma_act)call->i[1];
+    f->eps = (float)call->f[0];
+    f->width = (unsigned)x->n[3];
+    f->fresh = call->i[3];
+    f->groups = f->rows_per = f->columns_per = f->map_width = f->frames_per = 1;
+    if (moments) {
+        f->groups = (int)moments->n[2];
+        f->mean = (const float *)moments->data;
+        f->variance = f->mean + x->n[0] * moments->n[2];
+    }
+    if (map) {
+        f->apart = f->frames > 1 && f->frames % 2;
+        f->from = call->i[0];
+        f->map_frames = (int)map->n[1];
+        f->map_plane = map->n[2] * map->n[3];
+        f->map_channels = map->n[4];
+        f->map_width = (unsigned)map->n[3];
+        f->frames_per = (f->frames - f->apart) / (f->map_frames - f->apart);
+        f->rows_per = (unsigned)(x->n[2] / map->n[2]);
+        f->columns_per = (unsigned)(x->n[3] / map->n[3]);
+    }
+    return f->plane <= INT_MAX && x->n[1] + call->i[2] <= INT_MAX && x->n[4] <= INT_MAX;
+}
+
+/* Channels that a thread may take at a time. */
+int causal_grain(const causal &f) {
+    const int n = grain(f.channels, {f.x, f.y, f.map, f.past});
+    return n && (f.map_channels | f.from) % PACK ? 1 : n;
+}
+
+template <ma_type TYPE> int run_causal(ma_cuda *d, const causal &f, int n) {
+    const int lanes = lanes_for(f.channels / n, WIDE);
+    const int64_t across = ceil_div(f.channels / n, lanes), samples = f.batch < 65535 ? f.batch : 65535;
+    int64_t down = ceil_div(f.plane, THREADS / lanes), each = down * across * samples / 4096;
+    down = ceil_div(down, each < 1 ? 1 : each > 8 ? 8 : each); /* some positions a thread: it is ready but once */
+    const dim3 grid((unsigned)across, (unsigned)(down < 65535 ? down : 65535), (unsigned)samples);
+    if (n == PACK)
+        causal_kernel<PACK, TYPE><<<grid, THREADS, 0, d->stream>>>(f, lanes);
+    else
+        causal_kernel<1, TYPE><<<grid, THREADS, 0, d->stream>>>(f, lanes);
+    return launched(d, "causal norm");
+}
+
+} // namespace
+
+int ma_cuda_causal_norm_fwd(const ma_call *call) {
+    ma_cuda *d = (ma_cuda *)call->stream;
+    causal f;
+    if (!causal_of(call, &f)) return -1;
+    const int n = causal_grain(f);
+    if (!n) return -1;
+    if (f.batch < 1 || f.plane < 1 || f.channels < 1) return 0;
+    return with_type(f.x.type, [&](auto constant) { return run_causal<(ma_type) decltype(constant)::value>(d, f, n); });
 }

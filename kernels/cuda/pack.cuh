@@ -27,15 +27,17 @@ enum {
 struct array {
     void *p; /* NULL: there is none */
     ma_type type;
+    bool fresh = false; /* a gradient that holds nothing yet: what is added to it is all that will be there */
 };
 
 inline array data_of(const ma_tensor *t) {
     return t ? array{t->data, t->type} : array{nullptr, MA_F32};
 }
 
-/* The gradient to add to, or none where none is wanted (or there is no such input). */
-inline array grad_of(const ma_tensor *t) {
-    return t && t->want ? data_of(t->grad) : array{nullptr, MA_F32};
+/* The gradient of in[k], or none where none is wanted (or there is no such input). Added to once an element. */
+inline array grad_of(const ma_call *call, int k) {
+    const ma_tensor *t = call->in[k];
+    return t && t->want ? array{t->grad->data, t->grad->type, ma_fresh(call, k)} : array{nullptr, MA_F32};
 }
 
 inline int64_t ceil_div(int64_t a, int64_t b) {
@@ -99,7 +101,7 @@ __device__ inline void store_one(array a, int64_t at, float x) {
 }
 
 __device__ inline void add_one(array a, int64_t at, float x) {
-    store_one(a, at, load_one(a, at) + x);
+    store_one(a, at, a.fresh ? x : load_one(a, at) + x);
 }
 
 template <int N> __device__ inline raw<N> fetch(array a, int64_t at) {
@@ -173,11 +175,14 @@ template <int N> __device__ inline void store(array a, int64_t at, const pack<N>
     }
 }
 
-/* a += x */
+/* a += x, or a = x where a is fresh */
 template <int N> __device__ inline void add_to(array a, int64_t at, const pack<N> &x) {
-    pack<N> sum = load<N>(a, at);
+    pack<N> sum = x;
+    if (!a.fresh) {
+        pack<N> was = load<N>(a, at);
 #pragma unroll
-    for (int k = 0; k < N; k++) sum.v[k] += x.v[k];
+        for (int k = 0; k < N; k++) sum.v[k] += was.v[k];
+    }
     store<N>(a, at, sum);
 }
 
@@ -333,7 +338,7 @@ __device__ inline piece piece_of(const tokens &t, int64_t k) {
     return {sample, sample * t.len + from, sample * t.len + to, text};
 }
 
-/* part (pieces of the batch, K, width): what F::column<N>(f, sample, column).add(row, sum) adds to sum[K][N] over the
+/* part (pieces of the batch, K, width): what F::column<N>(f, piece, column).add(row, sum) adds to sum[K][N] over the
  * rows of a piece. A block takes one piece and lanes·N columns. */
 template <int N, int K, class F>
 __global__ void __launch_bounds__(THREADS) parts_kernel(F f, tokens t, int lanes, int strips, float *part) {
@@ -343,7 +348,7 @@ __global__ void __launch_bounds__(THREADS) parts_kernel(F f, tokens t, int lanes
     piece p = piece_of(t, k);
     float sum[K][N] = {};
     if (column < t.width) {
-        typename F::template column<N> c(f, p.sample, column);
+        typename F::template column<N> c(f, p, column);
 #pragma unroll 2
         for (int64_t row = p.from + y; row < p.to; row += tile) c.add(row, sum);
     }
@@ -387,7 +392,16 @@ template <int K, class G> __global__ void __launch_bounds__(1024) totals_kernel(
     if (!y && column < t.width) g.end(column, carry);
 }
 
-/* Both of the above. split: samples go to blocks of their own; g then carries nothing and adds to no place twice. */
+/* split: samples go to blocks of their own; g then carries nothing and adds to no place twice. */
+template <int K, class G>
+int run_totals(ma_cuda *d, const char *where, G g, const tokens &t, const float *part, bool split) {
+    int64_t samples = !split ? 1 : t.batch < 65535 ? t.batch : 65535;
+    dim3 grid((unsigned)ceil_div(t.width, 32), (unsigned)samples);
+    totals_kernel<K><<<grid, 1024, 0, d->stream>>>(g, t, part);
+    return launched(d, where);
+}
+
+/* Both of the above. */
 template <int K, class F, class G>
 int run_columns(ma_cuda *d, const char *where, F f, G g, const tokens &t, int n, float *part, bool split) {
     if (!n) return -1;
@@ -399,11 +413,7 @@ int run_columns(ma_cuda *d, const char *where, F f, G g, const tokens &t, int n,
         parts_kernel<PACK, K><<<(unsigned)blocks, THREADS, 0, d->stream>>>(f, t, lanes, (int)strips, part);
     else
         parts_kernel<1, K><<<(unsigned)blocks, THREADS, 0, d->stream>>>(f, t, lanes, (int)strips, part);
-    if (launched(d, where)) return -1;
-    int64_t samples = !split ? 1 : t.batch < 65535 ? t.batch : 65535;
-    dim3 grid((unsigned)ceil_div(t.width, 32), (unsigned)samples);
-    totals_kernel<K><<<grid, 1024, 0, d->stream>>>(g, t, part);
-    return launched(d, where);
+    return launched(d, where) ? -1 : run_totals<K>(d, where, g, t, part, split);
 }
 
 /* ---- one number out of many ---- */

@@ -1,5 +1,5 @@
-/* pointwise: act, add, mul, lerp, affine, gate, rope, and the pieces that other files share: column sums, bias and
- * activation, an activation's gradient. Forward beside backward.
+/* pointwise: act, add, mul, lerp, affine, gate, rope, cast, and the pieces that other files share: column sums, bias
+ * and activation, an activation's gradient. Forward beside backward.
  *
  * Minds: the inputs of an op may be one tensor, or parts of one. Their gradients are added in one pass only where they
  * do not overlap, else one after the other. Limits: rope gives no gradient to its tables. */
@@ -44,7 +44,7 @@ struct products {
     template <int N> struct column {
         const products &f;
         int64_t at;
-        __device__ column(const products &of, int64_t, int64_t where) : f(of), at(where) {}
+        __device__ column(const products &of, const piece &, int64_t where) : f(of), at(where) {}
         __device__ void add(int64_t row, float sum[1][N]) const {
             raw<N> rx = fetch<N>(f.dy, row * f.width + at), rf;
             if (f.a.p) rf = fetch<N>(f.a, row * f.width + at);
@@ -79,8 +79,9 @@ size_t ma_cuda_columns_work(int64_t rows, int64_t n) {
     return rows > FEW ? parts_bytes(tokens_of(1, rows, 0, n), 1) : 0;
 }
 
-int ma_cuda_add_columns(ma_cuda *d, const void *dy, ma_type type, int64_t rows, int64_t n, float *db, void *work) {
-    return add_column_sums(d, "column sums", {(void *)dy, type}, NONE, rows, n, {db, MA_F32}, work);
+int ma_cuda_columns(ma_cuda *d, const void *dy, ma_type type, int64_t rows, int64_t n, float *db, bool add,
+                    void *work) {
+    return add_column_sums(d, "column sums", {(void *)dy, type}, NONE, rows, n, {db, MA_F32, !add}, work);
 }
 
 /* ---- activations ---- */
@@ -149,7 +150,7 @@ int ma_cuda_act_fwd(const ma_call *call) {
 
 int ma_cuda_act_bwd(const ma_call *call) {
     return run_act_grad(device_of(call), (ma_act)call->i[0], data_of(call->in[0]), data_of(call->out),
-                        data_of(call->out->grad), grad_of(call->in[0]), true, ma_count(call->out));
+                        data_of(call->out->grad), grad_of(call, 0), true, ma_count(call->out));
 }
 
 /* ---- add, mul: b (width) is repeated along a (rows, width) ---- */
@@ -159,10 +160,12 @@ namespace {
 struct sum_of {
     array a, b, y;
     int64_t width;
+    ma_act act;
     template <int N> __device__ void at(int64_t row, int64_t column) const {
         raw<N> ra = fetch<N>(a, row * width + column), rb = fetch<N>(b, column);
         pack<N> p = widen<N>(ra, a.type), q = widen<N>(rb, b.type);
         for (int k = 0; k < N; k++) p.v[k] += q.v[k];
+        activate<N>(act, p);
         store<N>(y, row * width + column, p);
     }
 };
@@ -194,10 +197,10 @@ struct scaled_bwd {
     int64_t width;
     template <int N> __device__ void at(int64_t row, int64_t column) const {
         int64_t k = row * width + column;
-        raw<N> rd = fetch<N>(dy, k), rf = fetch<N>(f, column), rx = fetch<N>(dx, k);
-        pack<N> d = widen<N>(rd, dy.type), g = widen<N>(rf, f.type), x = widen<N>(rx, dx.type);
-        for (int j = 0; j < N; j++) x.v[j] += d.v[j] * g.v[j];
-        store<N>(dx, k, x);
+        raw<N> rd = fetch<N>(dy, k), rf = fetch<N>(f, column);
+        pack<N> d = widen<N>(rd, dy.type), g = widen<N>(rf, f.type);
+        for (int j = 0; j < N; j++) d.v[j] *= g.v[j];
+        add_to<N>(dx, k, d);
     }
 };
 
@@ -207,11 +210,12 @@ int add_scaled(const ma_call *call, array f, array dx, int64_t rows, int64_t wid
                      grain(width, {dy, f, dx}));
 }
 
-template <class F> int binary_fwd(const ma_call *call) {
-    array a = data_of(call->in[0]), b = data_of(call->in[1]), y = data_of(call->out);
-    int64_t n = ma_count(call->out), width = ma_count(call->in[1]);
-    if (width < 1) return 0;
-    return run_plane(device_of(call), "add or mul", F{a, b, y, width}, n / width, width, grain(width, {a, b, y}));
+template <class F> int binary_fwd(const ma_call *call, F f) {
+    f.a = data_of(call->in[0]), f.b = data_of(call->in[1]), f.y = data_of(call->out);
+    f.width = ma_count(call->in[1]);
+    if (f.width < 1) return 0;
+    return run_plane(device_of(call), "add or mul", f, ma_count(call->out) / f.width, f.width,
+                     grain(f.width, {f.a, f.b, f.y}));
 }
 
 int add_same(const ma_call *call, array da, array db, int64_t n) {
@@ -223,11 +227,13 @@ int add_same(const ma_call *call, array da, array db, int64_t n) {
 } // namespace
 
 int ma_cuda_add_fwd(const ma_call *call) {
-    return binary_fwd<sum_of>(call);
+    sum_of f = {};
+    f.act = (ma_act)call->i[0];
+    return binary_fwd(call, f);
 }
 
 int ma_cuda_add_bwd(const ma_call *call) {
-    array dy = data_of(call->out->grad), da = grad_of(call->in[0]), db = grad_of(call->in[1]);
+    array dy = data_of(call->out->grad), da = grad_of(call, 0), db = grad_of(call, 1);
     int64_t n = ma_count(call->out), width = ma_count(call->in[1]);
     bool same = width == n;
     if (same && apart(n, {da, db})) return add_same(call, da, db, n);
@@ -237,12 +243,12 @@ int ma_cuda_add_bwd(const ma_call *call) {
 }
 
 int ma_cuda_mul_fwd(const ma_call *call) {
-    return binary_fwd<product_of>(call);
+    return binary_fwd(call, product_of{});
 }
 
 int ma_cuda_mul_bwd(const ma_call *call) {
     array a = data_of(call->in[0]), b = data_of(call->in[1]), dy = data_of(call->out->grad);
-    array da = grad_of(call->in[0]), db = grad_of(call->in[1]);
+    array da = grad_of(call, 0), db = grad_of(call, 1);
     int64_t n = ma_count(call->out), width = ma_count(call->in[1]);
     if (width < 1) return 0;
     if (da.p && add_scaled(call, b, da, n / width, width)) return -1;
@@ -304,7 +310,7 @@ int ma_cuda_lerp_fwd(const ma_call *call) {
 }
 
 int ma_cuda_lerp_bwd(const ma_call *call) {
-    array da = grad_of(call->in[0]), db = grad_of(call->in[1]), dz = grad_of(call->in[2]);
+    array da = grad_of(call, 0), db = grad_of(call, 1), dz = grad_of(call, 2);
     if (apart(ma_count(call->out), {da, db, dz})) return run_lerp_bwd(call, da, db, dz);
     if (run_lerp_bwd(call, da, NONE, NONE) || run_lerp_bwd(call, NONE, db, NONE)) return -1;
     return run_lerp_bwd(call, NONE, NONE, dz);
@@ -344,7 +350,7 @@ int ma_cuda_affine_fwd(const ma_call *call) {
 
 int ma_cuda_affine_bwd(const ma_call *call) {
     int64_t n = ma_count(call->out);
-    affine_bwd f = {data_of(call->out->grad), grad_of(call->in[0]), (float)call->f[0]};
+    affine_bwd f = {data_of(call->out->grad), grad_of(call, 0), (float)call->f[0]};
     return run_plane(device_of(call), "affine's gradient", f, 1, n, grain(n, {f.dy, f.dx}));
 }
 
@@ -395,6 +401,28 @@ struct gate_bwd {
     }
 };
 
+/* The same, and the gate's sums of dout·y by the way. */
+struct gate_sums {
+    gates g;
+    array y, dout, dx, dy;
+    template <int N> struct column {
+        const gate_sums &f;
+        int64_t where;
+        pack<N> s;
+        __device__ column(const gate_sums &of, const piece &p, int64_t at)
+            : f(of), where(at), s(load<N>(of.g.mod, of.g.at(p.sample, p.text) + at)) {}
+        __device__ void add(int64_t token, float sum[1][N]) const {
+            int64_t k = token * f.g.width + where;
+            raw<N> rd = fetch<N>(f.dout, k), ry = fetch<N>(f.y, k);
+            pack<N> d = widen<N>(rd, f.dout.type), q = widen<N>(ry, f.y.type);
+            if (f.dx.p) add_to<N>(f.dx, k, d);
+            for (int j = 0; j < N; j++) sum[0][j] += d.v[j] * q.v[j];
+            for (int j = 0; j < N; j++) d.v[j] *= s.v[j];
+            if (f.dy.p) add_to<N>(f.dy, k, d);
+        }
+    };
+};
+
 struct into_gates {
     gates g;
     array dmod;
@@ -431,15 +459,15 @@ int ma_cuda_gate_fwd(const ma_call *call) {
 
 int ma_cuda_gate_bwd(const ma_call *call) {
     array y = data_of(call->in[1]), dout = data_of(call->out->grad);
-    array dx = grad_of(call->in[0]), dy = grad_of(call->in[1]), dmod = grad_of(call->in[2]);
+    array dx = grad_of(call, 0), dy = grad_of(call, 1), dmod = grad_of(call, 2);
+    const bool together = apart(ma_count(call->out), {dx, dy});
+    if (!together && run_gate_bwd(call, dx, NONE)) return -1;
+    if (!together) dx = NONE;
+    if (!dmod.p) return run_gate_bwd(call, dx, dy);
     tokens t = gate_tokens(call);
-    int rc = apart(ma_count(call->out), {dx, dy}) ? run_gate_bwd(call, dx, dy)
-                                                  : run_gate_bwd(call, dx, NONE) || run_gate_bwd(call, NONE, dy);
-    if (rc) return -1;
-    if (!dmod.p) return 0;
-    return run_columns<1>(device_of(call), "gate's gradient", products{dout, y, t.width},
-                          into_gates{gates_of(call), dmod}, t, grain(t.width, {dout, y, dmod}), (float *)call->work,
-                          true);
+    gate_sums f = {gates_of(call), y, dout, dx, dy};
+    return run_columns<1>(device_of(call), "gate's gradient", f, into_gates{f.g, dmod}, t,
+                          grain(t.width, {f.g.mod, dout, y, dx, dy, dmod}), (float *)call->work, true);
 }
 
 /* ---- rope: pairs are rotated; backward, by the transposed matrix ---- */
@@ -491,7 +519,84 @@ int ma_cuda_rope_fwd(const ma_call *call) {
 
 int ma_cuda_rope_bwd(const ma_call *call) {
     if (call->in[1]->want || call->in[2]->want) return -1;
-    return run_rope(call, data_of(call->out->grad), grad_of(call->in[0]), true);
+    return run_rope(call, data_of(call->out->grad), grad_of(call, 0), true);
+}
+
+/* ---- cast: a row of the plane is one of out's, from's values and zeros behind them ---- */
+
+namespace {
+
+struct cast {
+    array from, to;
+    int64_t have, width;
+    template <int N> __device__ void at(int64_t row, int64_t column) const {
+        pack<N> x;
+#pragma unroll
+        for (int k = 0; k < N; k++) x.v[k] = column + k < have ? load_one(from, row * have + column + k) : 0;
+        store<N>(to, row * width + column, x);
+    }
+};
+
+} // namespace
+
+int ma_cuda_cast_fwd(const ma_call *call) {
+    const ma_tensor *in = call->in[0], *out = call->out;
+    int64_t have = in->n[in->nd - 1], width = out->n[out->nd - 1];
+    cast f = {data_of(in), data_of(out), have, width};
+    if (!grain(1, {f.from})) return -1;
+    return run_plane(device_of(call), "cast", f, width ? ma_count(out) / width : 0, width, grain(width, {f.to}));
+}
+
+/* ---- pixels: bytes, each colour its own way. Rows of three are one row of all; in wider ones zeros fill up ---- */
+
+namespace {
+
+struct pixels {
+    const unsigned char *from;
+    array to;
+    int64_t width;
+    float mul[3], add[3];
+    /* The value of a byte of a colour; indices that the compiler does not know would go through memory. */
+    __device__ float value(unsigned byte, int colour) const {
+        float m = colour == 0 ? mul[0] : colour == 1 ? mul[1] : mul[2];
+        float a = colour == 0 ? add[0] : colour == 1 ? add[1] : add[2];
+        return (float)byte * m + a;
+    }
+    template <int N> __device__ void at(int64_t row, int64_t column) const {
+        pack<N> x;
+        if (width > 3) {
+#pragma unroll
+            for (int k = 0; k < N; k++) x.v[k] = column + k < 3 ? value(from[row * 3 + column + k], (int)column + k) : 0;
+            store<N>(to, row * width + column, x);
+            return;
+        }
+        int first = (int)(column % 3);
+        if constexpr (N == PACK) {
+            uint2 w = *(const uint2 *)(from + column);
+#pragma unroll
+            for (int k = 0; k < N; k++) x.v[k] = value((k < 4 ? w.x : w.y) >> k % 4 * 8 & 0xff, (first + k) % 3);
+        } else {
+#pragma unroll
+            for (int k = 0; k < N; k++) x.v[k] = value(from[column + k], (first + k) % 3);
+        }
+        store<N>(to, column, x);
+    }
+};
+
+} // namespace
+
+int ma_cuda_pixels_fwd(const ma_call *call) {
+    const ma_tensor *in = call->in[0], *out = call->out;
+    int64_t width = out->n[out->nd - 1], n = ma_count(in);
+    pixels f = {(const unsigned char *)in->data, data_of(out), width, {}, {}};
+    if (in->type != MA_U8) return -1;
+    for (int k = 0; k < 3; k++) {
+        f.mul[k] = (float)call->f[k];
+        f.add[k] = (float)call->f[3 + k];
+    }
+    if (width > 3) return run_plane(device_of(call), "pixels", f, n / 3, width, grain(width, {f.to}));
+    bool even = (uintptr_t)f.from % 8 == 0; /* a pack is 8 bytes */
+    return run_plane(device_of(call), "pixels", f, 1, n, grain(even ? n : 1, {f.to}));
 }
 
 /* ---- scratch of what reduces ---- */

@@ -282,7 +282,7 @@ int ma_cuda_relation_fwd(const ma_call *call) {
 
 int ma_cuda_relation_bwd(const ma_call *call) {
     ma_cuda *d = (ma_cuda *)call->stream;
-    array z = data_of(call->in[0]), g = data_of(call->save[0]), dz = grad_of(call->in[0]);
+    array z = data_of(call->in[0]), g = data_of(call->save[0]), dz = grad_of(call, 0);
     int64_t dim = width(call->in[0]), tokens = ma_count(call->in[0]) / dim;
     if (!dz.p) return 0;
     if (!grain(1, {z, dz}) || !token_blocks(tokens)) return -1;
@@ -328,7 +328,7 @@ int ma_cuda_cosine_fwd(const ma_call *call) {
 
 int ma_cuda_cosine_bwd(const ma_call *call) {
     ma_cuda *d = (ma_cuda *)call->stream;
-    array z = data_of(call->in[0]), m = data_of(call->in[1]), dz = grad_of(call->in[0]);
+    array z = data_of(call->in[0]), m = data_of(call->in[1]), dz = grad_of(call, 0);
     int64_t dim = width(call->in[0]), tokens = ma_count(call->in[0]) / dim;
     if (!dz.p) return 0;
     if (!grain(1, {z, m, dz}) || !token_blocks(tokens)) return -1;

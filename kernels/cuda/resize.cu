@@ -236,7 +236,7 @@ int ma_cuda_resize_bwd(const ma_call *call) {
     ma_cuda *d = (ma_cuda *)call->stream;
     const ma_tensor *x = call->in[0];
     resize f;
-    if (!resize_of(call, grad_of(x), data_of(call->out->grad), x->n, &f)) return -1;
+    if (!resize_of(call, grad_of(call, 0), data_of(call->out->grad), x->n, &f)) return -1;
     if (!ma_count(x)) return 0;
     int n = grain(PACK, {f.x, f.y}); /* of the addresses alone: a pixel is not wider than a pack */
     if (!n) return -1;
@@ -302,5 +302,5 @@ int ma_cuda_pool_fwd(const ma_call *call) {
 }
 
 int ma_cuda_pool_bwd(const ma_call *call) {
-    return run_pool(call, grad_of(call->in[0]), data_of(call->out->grad), true);
+    return run_pool(call, grad_of(call, 0), data_of(call->out->grad), true);
 }

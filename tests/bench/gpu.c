@@ -2,6 +2,7 @@
  * of this card's matrix units and bytes over its memory bandwidth, both measured first. Random weights.
  *     build/tests/bench/gpu [SECTION…]      sections: limits attention conv linear videomae raft subspace cogvideox train
  * PROFILE=1: and what each op took. One line a figure: name, median ms of the runs (min, max), rate, the floor in ms, time over floor.
+ * Memory: the arenas. Forward passes stand there twice: op by op, and launched as one (ma_replay).
  */
 #include "../../common/models/motion.h"
 #include "../../common/models/cogvideox.h"
@@ -73,7 +74,7 @@ static void profile(bench *b, body run, void *with) {
 static double measure(bench *b, const char *name, body run, void *with, double flop, double bytes, double items) {
     enum { RUNS = 7 };
     double ms[RUNS];
-    for (int k = 0; k < 2; k++) run(b, with);
+    for (int k = 0; k < 3; k++) run(b, with);
     for (int k = 0; k < RUNS; k++) {
         b->dev->timer(b->dev, false);
         run(b, with);
@@ -86,7 +87,7 @@ static double measure(bench *b, const char *name, body run, void *with, double f
     if (flop > 0) printf(" %.0f TFLOP/s", flop / median / 1e9);
     if (items > 0) printf(" %.1f items/s", items / median * 1e3);
     if (floor_ms > 0) printf(" floor %.3f ms, %.2f of it", floor_ms, median / floor_ms);
-    printf(" memory %.1f GiB\n", (double)(m.keep + m.keep_grad + m.stack_peak + m.pool + m.work) / (1 << 30));
+    printf(" memory %.1f GiB\n", (double)(m.keep + m.keep_grad + m.optimiser + m.stack_peak + m.pool + m.work) / (1 << 30));
     if (ma_failed(b->c)) printf("%s: FAILED: %s\n", name, ma_ctx_err(b->c)->text);
     if (getenv("PROFILE")) profile(b, run, with);
     fflush(stdout);
@@ -213,15 +214,39 @@ typedef struct net {
     ma_optim *optim;
     ma_tensor *x, *y, *z;
     bool checkpoint;
+    ma_block forward; /* of in[] */
+    ma_tensor *in[3];
+    int nin;
+    bool replayed;
 } net;
 
-static void run_vit(bench *b, void *with) {
+static void run_forward(bench *b, void *with) {
     net *n = with;
-    videomae_forward(b->c, n->vit, n->x);
+    bool was = ma_recording(b->c, false);
+    if (n->replayed)
+        ma_replay(b->c, n->forward, n, n->in, n->nin, 0);
+    else
+        n->forward(b->c, n, n->in);
+    ma_recording(b->c, was);
     ma_reset(b->c);
 }
 
-static void vit(bench *b) {
+/* As it stands, then replayed. */
+static void measure_forward(bench *b, const char *name, net *n, double flop, double items) {
+    char again[120];
+    measure(b, name, run_forward, n, flop, 0, items);
+    n->replayed = true;
+    snprintf(again, sizeof again, "%s, replayed", name);
+    measure(b, again, run_forward, n, flop, 0, items);
+    if (!ma_ctx_replayed(b->c).replayed) printf("%s: could not be recorded\n", name);
+}
+
+static ma_tensor *vit_forward_of(ma_ctx *c, const void *self, ma_tensor **in) {
+    const net *n = self;
+    return videomae_forward(c, n->vit, in[0]);
+}
+
+static void video(bench *b) {
     static const int64_t sizes[][4] = {{48, 160, 240, 8}, {16, 224, 224, 16}};
     for (int k = 0; k < 2; k++) {
         const int64_t *s = sizes[k];
@@ -229,33 +254,50 @@ static void vit(bench *b) {
         double tokens = (double)(s[0] / 2 * (s[1] / 16) * (s[2] / 16));
         char name[80];
         fresh(b, MA_BF16);
-        net n = {.vit = videomae_random(b->c, &base, 1, false), .x = draw(b, MA_BF16, false, MA_SHAPE(s[3], s[0], s[1], s[2], 3), "x")};
+        net n = {.vit = videomae_random(b->c, &base, 1, false), .forward = vit_forward_of, .nin = 1,
+                 .in = {draw(b, MA_BF16, false, MA_SHAPE(s[3], s[0], s[1], s[2], 3), "x")}};
         snprintf(name, sizeof name, "VideoMAE-B %lldx%lldx%lld batch %lld", (long long)s[0], (long long)s[1], (long long)s[2], (long long)s[3]);
-        measure(b, name, run_vit, &n, (double)s[3] * 12 * (24 * 768.0 * 768 * tokens + 4 * tokens * tokens * 768), 0, (double)s[3]);
+        measure_forward(b, name, &n, (double)s[3] * 12 * (24 * 768.0 * 768 * tokens + 4 * tokens * tokens * 768), (double)s[3]);
         videomae_free(n.vit);
     }
 }
 
-static void run_raft(bench *b, void *with) {
-    net *n = with;
-    raft_forward(b->c, n->flow, n->x, n->y, 12);
-    ma_reset(b->c);
+static ma_tensor *raft_forward_of(ma_ctx *c, const void *self, ma_tensor **in) {
+    const net *n = self;
+    return raft_between(c, n->flow, in[0], in[0]->n[1] - 1, 0, 1, 12);
 }
 
+/* Bytes of pictures. */
+static ma_tensor *draw_bytes(bench *b, int nd, const int64_t *n) {
+    ma_tensor *t = ma_keep(b->c, MA_U8, nd, n);
+    uint8_t *host = ma_alloc(t ? (size_t)ma_count(t) : 1, 1);
+    for (int64_t k = 0; t && host && k < ma_count(t); k++) host[k] = (uint8_t)(k * k >> 7);
+    ma_put_raw(b->c, t, host);
+    ma_release(host);
+    return t;
+}
+
+/* Pairs of their own, as PyTorch's is given them, and pairs that share frames, as ma-flow's are. */
 static void flow(bench *b) {
-    static const int64_t sizes[][3] = {{480, 720, 4}, {160, 240, 64}};
+    static const struct {
+        int64_t height, width, clips, frames;
+    } sizes[] = {{480, 720, 4, 2}, {160, 240, 64, 2}, {480, 720, 1, 7}, {160, 240, 2, 24}};
     ma_weights *fixture = golden_open("tests/golden/raft.safetensors");
-    for (int k = 0; k < 4; k++) {
-        const int64_t *s = sizes[k % 2];
+    for (int k = 0; k < 6; k++) {
+        const bool tf32 = k < 2;
+        const ma_type type = tf32 ? MA_F32 : MA_F16;
+        const int form = tf32 ? k : k - 2;
+        const int64_t height = sizes[form].height, width = sizes[form].width, clips = sizes[form].clips,
+                      frames = sizes[form].frames;
         char name[80];
         golden g = golden_begin(fixture, "torchvision-large");
-        fresh(b, MA_F32);
-        b->dev->tf32(b->dev, k >= 2);
-        net n = {.flow = raft_load(b->c, g.weights), .x = draw(b, MA_F32, false, MA_SHAPE(s[2], 1, s[0], s[1], 3), "x"),
-                 .y = draw(b, MA_F32, false, MA_SHAPE(s[2], 1, s[0], s[1], 3), "y")};
-        snprintf(name, sizeof name, "RAFT-large %lldx%lld batch %lld, 12 updates, %s", (long long)s[0], (long long)s[1], (long long)s[2],
-                 k >= 2 ? "tf32" : "f32");
-        measure(b, name, run_raft, &n, 0, 0, (double)s[2]);
+        fresh(b, type);
+        b->dev->tf32(b->dev, tf32);
+        net n = {.flow = raft_load(b->c, g.weights), .forward = raft_forward_of, .nin = 1,
+                 .in = {draw_bytes(b, MA_SHAPE(clips, frames, height, width, 3))}};
+        snprintf(name, sizeof name, "RAFT-large %lldx%lld %lld x %lld frames, 12 updates, %s", (long long)height,
+                 (long long)width, (long long)clips, (long long)frames, tf32 ? "tf32" : "f16");
+        measure_forward(b, name, &n, 0, (double)(clips * (frames - 1)));
         raft_free(n.flow);
         golden_end(&g);
     }
@@ -311,20 +353,19 @@ static void free_2b(net *n) {
     ma_params_free(n->params);
 }
 
-static void run_2b(bench *b, void *with) {
-    net *n = with;
-    const cogvideox_run run = {0};
-    const double t[2] = {500, 500};
-    bool was = ma_recording(b->c, false);
-    cogvideox_forward(b->c, n->dit, n->x, t, n->y, &run, NULL);
-    ma_recording(b->c, was);
-    ma_reset(b->c);
+static ma_tensor *dit_forward_of(ma_ctx *c, const void *self, ma_tensor **in) {
+    const net *n = self;
+    const cogvideox_run run = {.times = in[2]};
+    return cogvideox_forward(c, n->dit, in[0], NULL, in[1], &run, NULL);
 }
 
 static void cogvideo(bench *b) {
     for (int batch = 1; batch <= 2; batch++) {
         net n = make_2b(b, false, batch);
-        measure(b, batch == 1 ? "CogVideoX-2B forward, batch 1" : "CogVideoX-2B forward, batch 2", run_2b, &n, batch * flop_2b, 0, 0);
+        n.forward = dit_forward_of;
+        n.nin = 3;
+        memcpy(n.in, (ma_tensor *[]){n.x, n.y, draw(b, MA_BF16, false, MA_SHAPE(batch, 1920), "times")}, sizeof n.in);
+        measure_forward(b, batch == 1 ? "CogVideoX-2B forward, batch 1" : "CogVideoX-2B forward, batch 2", &n, batch * flop_2b, 0);
         free_2b(&n);
     }
 }
@@ -344,6 +385,15 @@ static void train(bench *b) {
     net n = make_2b(b, true, 1);
     n.optim = adam_for(b, n.params);
     n.checkpoint = true;
+    const size_t there = b->dev->free_bytes;
+    ma_device_limit(b->dev, (size_t)36 << 30);
+    measure(b, "CogVideoX-2B training step, batch 1, checkpointing, within 36 GiB", run_step, &n, 3 * flop_2b, 0, 0);
+    b->dev->limit = 0;
+    b->dev->free_bytes = there;
+    free_2b(&n);
+    n = make_2b(b, true, 1);
+    n.optim = adam_for(b, n.params);
+    n.checkpoint = true;
     measure(b, "CogVideoX-2B training step, batch 1, checkpointing", run_step, &n, 3 * flop_2b, 0, 0);
     n.checkpoint = false;
     measure(b, "CogVideoX-2B training step, batch 1", run_step, &n, 3 * flop_2b, 0, 0);
@@ -354,7 +404,7 @@ int main(int argc, char **argv) {
     static const struct {
         const char *name;
         void (*run)(bench *);
-    } sections[] = {{"attention", attention}, {"conv", conv}, {"linear", linear}, {"videomae", vit}, {"raft", flow},
+    } sections[] = {{"attention", attention}, {"conv", conv}, {"linear", linear}, {"videomae", video}, {"raft", flow},
                     {"subspace", subspace}, {"cogvideox", cogvideo}, {"train", train}};
     ma_err e = {0};
     char note[160];

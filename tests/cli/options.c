@@ -81,7 +81,7 @@ static bool quiet(void) {
 }
 
 static void test_values(void) {
-    ok(parse("") == -1 && quiet() && cli.inputs.n == 0 && cli.common.level == 3 && cli.common.max_bad == -1 &&
+    ok(parse("") == -1 && quiet() && cli.inputs.n == 0 && cli.common.level == 1 && cli.common.max_bad == -1 &&
            !strcmp(cli.common.device, "auto") && !cli.common.out,
        "nothing: the defaults");
     ok(parse("--updates 64 --updates=1 a") == -1 && to.updates == 1 && cli.inputs.n == 1,
@@ -105,6 +105,9 @@ static void test_values(void) {
     ok(parse("--max-bad 7 --drop mp4 --drop txt -d cuda:3") == -1 && cli.common.max_bad == 7 &&
            cli.common.drop.n == 2 && !strcmp(cli.common.device, "cuda:3"),
        "common ones");
+    ok(parse("--memory 24G") == -1 && cli.common.memory == (int64_t)24 << 30 && parse("--memory 3") == -1 &&
+           cli.common.memory == 3,
+       "a size in bytes");
     ok(parse("-j 3") == -1 && omp_get_max_threads() == 3, "-j sets the threads");
     ok(parse("--updates 12 -q") == -1 && ma_cli_given(&cli, "updates") && ma_cli_given(&cli, "quiet") &&
            !ma_cli_given(&cli, "lambda") && !ma_cli_given(&cli, "seed") && !ma_cli_given(&cli, "no-such"),
@@ -124,6 +127,9 @@ static void test_refused(void) {
         {"--lambda 0x10", "--lambda: 0x10 is not a number"},
         {"--lambda 1e999", "--lambda: 1e999 is not a number"},
         {"--lambda -1", "--lambda: -1 is less than 0"},
+        {"--memory 24Q", "--memory: 24Q is not a size such as 500M or 24G"},
+        {"--memory 9999999T", "--memory: 9999999T is not a size such as 500M or 24G"},
+        {"--memory G", "--memory: G is not a size such as 500M or 24G"},
         {"--fit cro", "--fit: cro is not one of crop, pad, stretch"},
         {"--fit crop|pad", "--fit: crop|pad is not one of crop, pad, stretch"},
         {"--size 64x256", "--size: 64x256 is not in 128..4096"},
@@ -212,7 +218,7 @@ static void test_help(void) {
         regular = regular && !strncmp(line + 6, "--", 2) && gap && gap[2];
         lines++;
     }
-    ok(regular && lines == 9 + 16, "every option has its line (%d)", lines);
+    ok(regular && lines == 9 + 17, "every option has its line (%d)", lines);
     ok(widest <= 100 && widest > 80, "long ones are wrapped (%d columns)", widest);
     ok(parse("--version") == 0 && !strcmp(out, "ma-test " MA_VERSION "\n"), "--version");
     FILE *full = fopen("/dev/full", "w");

@@ -8,7 +8,7 @@
 
 #include <string.h>
 
-enum { INPUTS = 4 };
+enum { INPUTS = 6 };
 
 typedef struct op_case op_case;
 struct op_case {
@@ -55,7 +55,12 @@ static void def_act(const op_case *k, double *const *in, double *out) {
 }
 
 static void def_add(const op_case *k, double *const *in, double *out) {
-    for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = in[0][e] + in[1][e % elements(k->in[1])];
+    for (int64_t e = 0; e < elements(k->in[0]); e++)
+        out[e] = activate(k->i[0], in[0][e] + in[1][e % elements(k->in[1])]);
+}
+
+static void def_sum(const op_case *k, double *const *in, double *out) {
+    for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = in[0][e] + in[1][e];
 }
 
 static void def_mul(const op_case *k, double *const *in, double *out) {
@@ -88,7 +93,7 @@ static void def_rope(const op_case *k, double *const *in, double *out) {
 }
 
 /* mean and 1/deviation of n numbers that stand in runs of `run`, `step` apart. */
-static void def_moments(const double *x, int64_t runs, int64_t run, int64_t step, double eps, double *mean,
+static void def_spread(const double *x, int64_t runs, int64_t run, int64_t step, double eps, double *mean,
                         double *inv) {
     double sum = 0, squares = 0, n = (double)(runs * run);
     for (int64_t a = 0; a < runs; a++)
@@ -106,7 +111,7 @@ static void def_layer_norm(const op_case *k, double *const *in, double *out) {
     int64_t c = k->in[0][dims(k->in[0]) - 1];
     for (int64_t r = 0; r < elements(k->in[0]); r += c) {
         double mean, inv;
-        def_moments(in[0] + r, 1, c, 0, k->f[0], &mean, &inv);
+        def_spread(in[0] + r, 1, c, 0, k->f[0], &mean, &inv);
         for (int64_t j = 0; j < c; j++)
             out[r + j] = (in[0][r + j] - mean) * inv * (in[1] ? in[1][j] : 1) + (in[2] ? in[2][j] : 0);
     }
@@ -135,12 +140,66 @@ static void def_group_norm(const op_case *k, double *const *in, double *out) {
     for (int64_t g = 0; g < n[0] * k->i[0]; g++) {
         int64_t first = g / k->i[0] * space * c + g % k->i[0] * per;
         double mean, inv;
-        def_moments(in[0] + first, space, per, c, k->f[0], &mean, &inv);
+        def_spread(in[0] + first, space, per, c, k->f[0], &mean, &inv);
         for (int64_t e = 0; e < space * per; e++) {
             int64_t at = first + e / per * c + e % per, j = at % c;
             out[at] = activate(k->i[1], (in[0][at] - mean) * inv * (in[1] ? in[1][j] : 1) + (in[2] ? in[2][j] : 0));
         }
     }
+}
+
+/* Frame t of T, or position of n, in a map of m: of an odd number of frames the first is apart. */
+static int64_t def_nearest(int64_t at, int64_t n, int64_t m, bool frames) {
+    int64_t apart = frames && n > 1 && n % 2;
+    return at < apart ? 0 : apart + (at - apart) * (m - apart) / (n - apart);
+}
+
+static void def_moments(const op_case *k, double *const *in, double *out) {
+    const int64_t *n = k->in[0], c = n[4], space = n[1] * n[2] * n[3], groups = n[0] * k->i[0], per = c / k->i[0];
+    double *sum = ma_alloc((size_t)elements(n), sizeof *sum);
+    for (int64_t e = 0; e < elements(n); e++) sum[e] = in[0][e] + (in[1] ? in[1][e] : 0);
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t first = g / k->i[0] * space * c + g % k->i[0] * per;
+        double inv;
+        def_spread(sum + first, space, per, c, 0, &out[g], &inv);
+        out[groups + g] = 1 / (inv * inv);
+    }
+    ma_release(sum);
+}
+
+/* y (B,T,H,W,C): what stands behind the past. */
+static void def_causal_frames(const op_case *k, double *const *in, double *y) {
+    const int64_t *n = k->in[0], *m = k->in[3], c = n[4];
+    op_case norm = *k;
+    norm.i[1] = MA_NONE;
+    if (k->i[0])
+        def_group_norm(&norm, in, y);
+    else
+        memcpy(y, in[0], (size_t)elements(n) * sizeof *y);
+    for (int64_t e = 0; e < elements(n); e++) {
+        int64_t p = e / c, w = p % n[3], h = p / n[3] % n[2], t = p / n[3] / n[2] % n[1], b = p / n[3] / n[2] / n[1];
+        if (in[3]) {
+            int64_t at = (b * m[1] + def_nearest(t, n[1], m[1], true)) * m[2] + def_nearest(h, n[2], m[2], false);
+            at = (at * m[3] + def_nearest(w, n[3], m[3], false)) * m[4] + k->i[4] + e % c;
+            y[e] = y[e] * in[3][at] + in[3][at + c];
+        }
+        y[e] = activate(k->i[1], y[e]);
+    }
+}
+
+/* Of two calls with the same x the second, as run_causal_norm; without a past, of one. */
+static void def_causal_norm(const op_case *k, double *const *in, double *out) {
+    const int64_t *n = k->in[0], lead = k->i[2], plane = n[2] * n[3] * n[4], frames = lead + n[1];
+    double *y = ma_alloc((size_t)elements(n), sizeof *y);
+    def_causal_frames(k, in, y);
+    for (int64_t f = 0; f < n[0] * frames; f++) {
+        int64_t b = f / frames, t = f % frames - lead; /* of this call; of the one before, from its frames on: */
+        const double *from = y + (b * n[1] + (t < 0 && !in[4] ? 0 : t)) * plane;
+        if (t < 0 && in[4] && (t += n[1]) >= 0) from = y + (b * n[1] + t) * plane;
+        if (t < 0 && in[4]) from = k->i[3] ? y + b * n[1] * plane : in[4] + (b * lead + lead + t) * plane;
+        for (int64_t e = 0; e < plane; e++) out[f * plane + e] = from[e];
+    }
+    ma_release(y);
 }
 
 /* Along one axis: each input as (outer, length·inner). */
@@ -160,6 +219,100 @@ static void def_slice(const op_case *k, double *const *in, double *out) {
     int64_t inner = elements(k->in[0]) / outer / length;
     for (int64_t o = 0; o < outer; o++)
         for (int64_t e = 0; e < k->i[2] * inner; e++) *out++ = in[0][(o * length + k->i[1]) * inner + e];
+}
+
+/* A gate's channel k of 3·c, position p: its two sums with inputs 2 and 3. */
+static double def_gate_sum(double *const *in, int64_t p, int64_t c, int64_t k) {
+    return in[2][3 * p * c + k] + in[3][3 * p * c + k];
+}
+
+static void def_gru_reset(const op_case *k, double *const *in, double *out) {
+    int64_t c = k->in[0][dims(k->in[0]) - 1];
+    for (int64_t e = 0; e < elements(k->in[0]); e++) {
+        int64_t p = e / c, r = c + e % c;
+        out[e] = in[0][e] * activate(MA_SIGMOID, in[1][2 * p * c + r] + def_gate_sum(in, p, c, r));
+    }
+}
+
+static void def_gru_update(const op_case *k, double *const *in, double *out) {
+    int64_t c = k->in[0][dims(k->in[0]) - 1];
+    for (int64_t e = 0; e < elements(k->in[0]); e++) {
+        int64_t p = e / c, z = e % c, q = 2 * c + z;
+        double share = activate(MA_SIGMOID, in[1][2 * p * c + z] + def_gate_sum(in, p, c, z));
+        out[e] = (1 - share) * in[0][e] + share * tanh(in[4][e] + def_gate_sum(in, p, c, q));
+    }
+}
+
+static void def_cast(const op_case *k, double *const *in, double *out) {
+    int64_t have = k->in[0][dims(k->in[0]) - 1], width = k->i[0];
+    for (int64_t e = 0; e < elements(k->in[0]) / have * width; e++)
+        out[e] = e % width < have ? in[0][e / width * have + e % width] : 0;
+}
+
+/* A byte out of a random number, and how a colour of it is seen. */
+static uint8_t pixel_byte(double x) {
+    return (uint8_t)(int)(fabs(x) * 97);
+}
+
+static ma_colours pixel_colours(const op_case *k) {
+    ma_colours m;
+    for (int c = 0; c < 3; c++) {
+        m.mul[c] = k->f[0] * (c + 1);
+        m.add[c] = k->f[1] - c;
+    }
+    return m;
+}
+
+static void def_pixels(const op_case *k, double *const *in, double *out) {
+    const ma_colours m = pixel_colours(k);
+    int64_t width = k->i[0];
+    for (int64_t e = 0; e < elements(k->in[0]) / 3 * width; e++) {
+        int64_t c = e % width;
+        out[e] = c < 3 ? pixel_byte(in[0][e / width * 3 + c]) * m.mul[c] + m.add[c] : 0;
+    }
+}
+
+/* Numbers that are no row's take the nearest. */
+static void def_embed(const op_case *k, double *const *in, double *out) {
+    int64_t width = k->in[0][1];
+    for (int64_t e = 0; e < elements(k->in[1]) * width; e++) {
+        double row = fmin(fmax(floor(in[1][e / width]), 0), (double)k->in[0][0] - 1);
+        out[e] = in[0][(int64_t)row * width + e % width];
+    }
+}
+
+static void def_rms_norm(const op_case *k, double *const *in, double *out) {
+    int64_t c = elements(k->in[1]);
+    for (int64_t r = 0; r < elements(k->in[0]); r += c) {
+        double squares = 0;
+        for (int64_t j = 0; j < c; j++) squares += in[0][r + j] * in[0][r + j];
+        for (int64_t j = 0; j < c; j++) out[r + j] = in[0][r + j] / sqrt(squares / (double)c + k->f[0]) * in[1][j];
+    }
+}
+
+static void def_linear_add(const op_case *k, double *const *in, double *out) {
+    int64_t n = k->in[2][0], c = k->in[2][1];
+    for (int64_t e = 0; e < elements(k->in[0]); e++) {
+        out[e] = in[0][e] + (in[3] ? in[3][e % n] : 0);
+        for (int64_t j = 0; j < c; j++) out[e] += in[1][e / n * c + j] * in[2][e % n * c + j];
+    }
+}
+
+static void def_attention_relative(const op_case *k, double *const *in, double *out) {
+    int64_t l = k->in[0][1], heads = k->in[0][2], d = k->in[0][3], m = k->in[1][1];
+    for (int64_t row = 0; row < elements(k->in[0]) / d; row++) { /* of (B,L,H) */
+        int64_t b = row / heads / l, i = row / heads % l, h = row % heads;
+        double *o = out + row * d, sum = 0;
+        memset(o, 0, (size_t)d * sizeof *o);
+        for (int64_t j = 0; j < m; j++) {
+            int64_t key = ((b * m + j) * heads + h) * d;
+            double score = in[3][h * (l + m - 1) + j - i + l - 1], p;
+            for (int64_t e = 0; e < d; e++) score += k->f[0] * in[0][row * d + e] * in[1][key + e];
+            sum += p = exp(score);
+            for (int64_t e = 0; e < d; e++) o[e] += p * in[2][key + e];
+        }
+        for (int64_t e = 0; e < d; e++) o[e] /= sum;
+    }
 }
 
 static void def_unpatch(const op_case *k, double *const *in, double *out) {
@@ -238,9 +391,23 @@ CALL(modulate, ma_modulate(c, in[0], in[1], in[2], in[3], k->f[0], k->i[0], (int
                            (int)k->i[4]))
 CALL(gate, ma_gate(c, in[0], in[1], in[2], k->i[0], (int)k->i[1], (int)k->i[2]))
 CALL(group_norm, ma_group_norm(c, in[0], in[1], in[2], k->i[0], k->f[0], (ma_act)k->i[1]))
+CALL(moments, ma_moments(c, in[0], in[1], k->i[0]))
+/* The sum that it makes in place. */
+static ma_tensor *run_moments_sum(ma_ctx *c, ma_tensor **in, const op_case *k) {
+    return ma_moments(c, in[0], in[1], k->i[0]) ? in[0] : NULL;
+}
+/* i: groups or 0, act, lead, fresh, from */
+static ma_tensor *run_causal_norm(ma_ctx *c, ma_tensor **in, const op_case *k) {
+    ma_causal how = {k->f[0], (ma_act)k->i[1], k->i[2], k->i[4], k->i[3]};
+    ma_tensor *moments = k->i[0] ? ma_moments(c, in[0], NULL, k->i[0]) : NULL;
+    ma_tensor *out = ma_causal_norm(c, in[0], moments, in[1], in[2], in[3], in[4], how);
+    how.fresh = false;
+    return in[4] ? ma_causal_norm(c, in[0], moments, in[1], in[2], in[3], in[4], how) : out;
+}
 CALL(rope, ma_rope(c, in[0], in[1], in[2], k->i[0]))
 CALL(act, ma_act_(c, in[0], (ma_act)k->i[0]))
-CALL(add, ma_add(c, in[0], in[1]))
+CALL(add, ma_add_act(c, in[0], in[1], (ma_act)k->i[0]))
+CALL(add_to, ma_add_to(c, in[0], in[1]))
 CALL(twice, ma_add(c, in[0], in[0]))
 CALL(mul, ma_mul_(c, in[0], in[1]))
 CALL(square, ma_mul_(c, in[0], in[0]))
@@ -251,7 +418,28 @@ CALL(slice, ma_slice(c, in[0], (int)k->i[0], k->i[1], k->i[2]))
 CALL(unpatch, ma_unpatch(c, in[0], k->i[0]))
 CALL(resize, ma_resize(c, in[0], k->i[1], k->i[2], k->i[3], k->i[0] != 0))
 CALL(pool, ma_pool(c, in[0]))
-CALL(corr_lookup, ma_corr_lookup(c, in[0], in + 1, 2, k->i[0]))
+CALL(corr_lookup, ma_corr_lookup(c, in[0], in + 1, 2, k->i[0], 2 * (2 * k->i[0] + 1) * (2 * k->i[0] + 1) + k->i[1]))
+CALL(gru_reset, ma_gru_reset(c, in[0], in[1], in[2], in[3]))
+CALL(gru_update, ma_gru_update(c, in[0], in[1], in[2], in[3], in[4]))
+CALL(cast, ma_cast(c, in[0], MA_F32, k->i[0]))
+CALL(embed, ma_embed(c, in[0], in[1]))
+
+static ma_tensor *run_pixels(ma_ctx *c, ma_tensor **in, const op_case *k) {
+    const ma_colours m = pixel_colours(k);
+    int64_t n = ma_count(in[0]);
+    ma_tensor *bytes = ma_new(c, MA_U8, in[0]->nd, in[0]->n);
+    uint8_t *host = ma_alloc((size_t)n, 1);
+    float *values = ma_alloc((size_t)n, sizeof *values);
+    ma_get(c, in[0], values);
+    for (int64_t e = 0; e < n; e++) host[e] = pixel_byte(values[e]);
+    ma_put_raw(c, bytes, host);
+    ma_release(values);
+    ma_release(host);
+    return ma_pixels(c, bytes, &m, k->i[0]);
+}
+CALL(rms_norm, ma_rms_norm(c, in[0], in[1], k->f[0]))
+CALL(linear_add, ma_linear_add(c, in[0], in[1], in[2], in[3]))
+CALL(attention_relative, ma_attention_relative(c, in[0], in[1], in[2], in[3], k->f[0]))
 CALL(upsample_convex, ma_upsample_convex(c, in[0], in[1]))
 CALL(l1, ma_l1(c, in[0], in[1]))
 CALL(mse, ma_mse(c, in[0], in[1]))
@@ -301,6 +489,31 @@ static const op_case cases[] = {
      .i = {7, MA_SILU}, .f = {1e-5}},
     {"group_norm, many channels", DEFINED(GROUP_NORM, group_norm), .in = {{1, 1, 2, 3, 520}, {520}, {520}},
      .i = {8, MA_GELU}, .f = {1e-5}},
+    {"moments", DEFINED(MOMENTS, moments), .in = {{2, 3, 2, 5, 6}}, .i = {3}},
+    {"moments of a sum", DEFINED(MOMENTS, moments), .in = {{2, 3, 5, 7, 24}, {2, 3, 5, 7, 24}}, .i = {4}},
+    {"moments of a sum, many positions", DEFINED(MOMENTS, moments), .in = {{1, 9, 24, 40, 70}, {1, 9, 24, 40, 70}},
+     .i = {7}},
+    {"moments, the sum", .op = MA_OP_MOMENTS, .run = run_moments_sum, .define = def_sum,
+     .in = {{2, 3, 24, 40, 24}, {2, 3, 24, 40, 24}}, .i = {2}},
+    {"causal_norm, bare", DEFINED(CAUSAL_NORM, causal_norm), .in = {{2, 3, 2, 5, 3}}, .i = {0, MA_NONE, 2}},
+    {"causal_norm, silu", DEFINED(CAUSAL_NORM, causal_norm), .in = {{2, 2, 3, 5, 8}, {8}, {8}}, .i = {2, MA_SILU, 2},
+     .f = {1e-6}},
+    {"causal_norm, past", DEFINED(CAUSAL_NORM, causal_norm), .in = {{2, 5, 3, 4, 6}, {6}, {6}, {0}, {2, 2, 3, 4, 6}},
+     .i = {3, MA_SILU, 2}, .f = {1e-5}},
+    {"causal_norm, one frame, past", DEFINED(CAUSAL_NORM, causal_norm),
+     .in = {{1, 1, 3, 4, 16}, {16}, {16}, {0}, {1, 2, 3, 4, 16}}, .i = {4, MA_SILU, 2}, .f = {1e-5}},
+    {"causal_norm, one frame, fresh past", DEFINED(CAUSAL_NORM, causal_norm),
+     .in = {{1, 1, 3, 4, 16}, {16}, {16}, {0}, {1, 2, 3, 4, 16}}, .i = {4, MA_SILU, 2, true}, .f = {1e-5}},
+    {"causal_norm, long past", DEFINED(CAUSAL_NORM, causal_norm), .in = {{1, 2, 3, 4, 8}, {0}, {0}, {0}, {1, 6, 3, 4, 8}},
+     .i = {4, MA_TANH, 6}, .f = {1e-5}},
+    {"causal_norm, scaled, odd frames", DEFINED(CAUSAL_NORM, causal_norm),
+     .in = {{2, 5, 4, 9, 8}, {8}, {8}, {2, 3, 2, 3, 40}, {2, 2, 4, 9, 8}}, .i = {2, MA_SILU, 2, true, 16}, .f = {1e-6}},
+    {"causal_norm, scaled, even frames", DEFINED(CAUSAL_NORM, causal_norm),
+     .in = {{1, 8, 4, 10, 7}, {7}, {7}, {1, 2, 1, 10, 14}, {1, 3, 4, 10, 7}}, .i = {7, MA_NONE, 3}, .f = {1e-6}},
+    {"causal_norm, scaled from an odd channel", DEFINED(CAUSAL_NORM, causal_norm),
+     .in = {{1, 4, 4, 10, 8}, {8}, {8}, {1, 4, 2, 5, 21}}, .i = {2, MA_SILU, 2, false, 3}, .f = {1e-6}},
+    {"causal_norm, many positions", DEFINED(CAUSAL_NORM, causal_norm),
+     .in = {{1, 9, 24, 40, 24}, {24}, {24}, {1, 3, 3, 5, 48}, {1, 2, 24, 40, 24}}, .i = {4, MA_SILU, 2}, .f = {1e-6}},
     {"rope", DEFINED(ROPE, rope), .in = {{2, 5, 3, 4}, {3, 4}, {3, 4}}, .fixed = 6, .i = {2}},
     {"rope, many tokens", DEFINED(ROPE, rope), .in = {{2, 300, 5, 6}, {300, 6}, {300, 6}}, .fixed = 6},
     {"act none", DEFINED(ACT, act), .in = {{3, 7}}, .i = {MA_NONE}},
@@ -311,8 +524,10 @@ static const op_case cases[] = {
     {"act gelu", DEFINED(ACT, act), .in = {{3, 7}}, .i = {MA_GELU}},
     {"act gelu_tanh, large", DEFINED(ACT, act), .in = {{3, 7, 2001}}, .i = {MA_GELU_TANH}},
     {"add", DEFINED(ADD, add), .in = {{3, 7}, {3, 7}}},
+    {"add, in place", OP(ADD, add_to), .define = def_add, .in = {{3, 200, 71}, {3, 200, 71}}, .fixed = 3},
     {"add, repeated", DEFINED(ADD, add), .in = {{3, 5, 7}, {5, 7}}},
     {"add, repeated, large", DEFINED(ADD, add), .in = {{3, 200, 71}, {71}}},
+    {"add, relu", DEFINED(ADD, add), .in = {{3, 200, 71}, {3, 200, 71}}, .i = {MA_RELU}},
     {"add, to itself", OP(ADD, twice), .define = def_twice, .in = {{3, 7}}},
     {"mul", DEFINED(MUL, mul), .in = {{3, 7}, {3, 7}}},
     {"mul, repeated", DEFINED(MUL, mul), .in = {{3, 5, 7}, {7}}},
@@ -339,8 +554,39 @@ static const op_case cases[] = {
     {"pool", DEFINED(POOL, pool), .in = {{2, 1, 5, 7, 3}}},
     {"pool, large", DEFINED(POOL, pool), .in = {{1, 2, 100, 51, 3}}},
     {"corr_lookup", OP(CORR_LOOKUP, corr_lookup), .in = {{1, 1, 3, 5, 2}, {15, 1, 6, 10, 1}, {15, 1, 3, 5, 1}},
-     .fixed = 7, .i = {2}},
-    {"upsample_convex", OP(UPSAMPLE_CONVEX, upsample_convex), .in = {{2, 1, 3, 5, 2}, {2, 1, 3, 5, 576}}, .fixed = 3},
+     .fixed = 7, .i = {2, 6}},
+    {"gru_reset", DEFINED(GRU_RESET, gru_reset), .in = {{2, 5, 7}, {2, 5, 14}, {2, 5, 21}, {2, 5, 21}}},
+    {"gru_reset, wide", DEFINED(GRU_RESET, gru_reset), .in = {{3, 30, 72}, {3, 30, 144}, {3, 30, 216}, {3, 30, 216}}},
+    {"gru_update", DEFINED(GRU_UPDATE, gru_update), .in = {{2, 5, 7}, {2, 5, 14}, {2, 5, 21}, {2, 5, 21}, {2, 5, 7}}},
+    {"gru_update, wide", DEFINED(GRU_UPDATE, gru_update),
+     .in = {{3, 30, 72}, {3, 30, 144}, {3, 30, 216}, {3, 30, 216}, {3, 30, 72}}},
+    {"cast", DEFINED(CAST, cast), .in = {{3, 5, 7}}, .i = {7}},
+    {"cast, widened", DEFINED(CAST, cast), .in = {{300, 3}}, .i = {16}},
+    {"pixels", DEFINED(PIXELS, pixels), .in = {{5, 7, 3}}, .fixed = 1, .i = {3}, .f = {0.01, 0.5}},
+    {"pixels, packs", DEFINED(PIXELS, pixels), .in = {{4, 26, 3}}, .fixed = 1, .i = {3}, .f = {0.01, 0.5}},
+    {"pixels, widened", DEFINED(PIXELS, pixels), .in = {{1, 2, 130, 3}}, .fixed = 1, .i = {8}, .f = {1 / 127.5, -1}},
+    {"pixels, widened by two", DEFINED(PIXELS, pixels), .in = {{2, 3, 3}}, .fixed = 1, .i = {5}, .f = {1, 0}},
+    {"embed", DEFINED(EMBED, embed), .in = {{5, 7}, {3, 4}}, .fixed = 2},
+    {"embed, wide", DEFINED(EMBED, embed), .in = {{3, 520}, {2, 70}}, .fixed = 2},
+    {"rms_norm", DEFINED(RMS_NORM, rms_norm), .in = {{3, 4, 7}, {7}}, .f = {1e-6}},
+    {"rms_norm, wide", DEFINED(RMS_NORM, rms_norm), .in = {{5, 2, 4112}, {4112}}, .f = {1e-6}},
+    {"rms_norm, many rows of fp32", DEFINED(RMS_NORM, rms_norm), .in = {{300, 136}, {136}}, .fixed = 1, .f = {1e-5}},
+    {"linear_add", DEFINED(LINEAR_ADD, linear_add), .in = {{2, 3, 5}, {2, 3, 7}, {5, 7}}, .fixed = 1},
+    {"linear_add, of one type, with a bias", DEFINED(LINEAR_ADD, linear_add), .in = {{2, 33, 24}, {2, 33, 40}, {24, 40}, {24}}},
+    {"layer_norm, of fp32", OP(LAYER_NORM, layer_norm), .in = {{70, 136}, {136}, {136}}, .fixed = 1, .f = {1e-6}},
+    {"linear_add, odd, with a bias", DEFINED(LINEAR_ADD, linear_add), .in = {{300, 71}, {300, 33}, {71, 33}, {71}}},
+    {"linear_add, wide", DEFINED(LINEAR_ADD, linear_add), .in = {{70, 136}, {70, 264}, {136, 264}}, .fixed = 1},
+    {"attention_relative", DEFINED(ATTENTION_RELATIVE, attention_relative),
+     .in = {{2, 5, 3, 4}, {2, 7, 3, 4}, {2, 7, 3, 4}, {3, 11}}, .fixed = 8, .f = {0.5}},
+    {"attention_relative, a token", DEFINED(ATTENTION_RELATIVE, attention_relative),
+     .in = {{3, 1, 2, 8}, {3, 1, 2, 8}, {3, 1, 2, 8}, {2, 1}}, .fixed = 8, .f = {1}},
+    {"attention_relative, 24 values", DEFINED(ATTENTION_RELATIVE, attention_relative),
+     .in = {{1, 131, 2, 24}, {1, 70, 2, 24}, {1, 70, 2, 24}, {2, 200}}, .fixed = 8, .f = {0.2}},
+    {"attention_relative, 72 values", DEFINED(ATTENTION_RELATIVE, attention_relative),
+     .in = {{2, 64, 1, 72}, {2, 129, 1, 72}, {2, 129, 1, 72}, {1, 192}}, .fixed = 8, .f = {0.1}},
+    {"attention_relative, 300 keys", DEFINED(ATTENTION_RELATIVE, attention_relative),
+     .in = {{1, 140, 2, 16}, {1, 300, 2, 16}, {1, 300, 2, 16}, {2, 439}}, .fixed = 8, .f = {0.25}},
+    {"upsample_convex", OP(UPSAMPLE_CONVEX, upsample_convex), .in = {{2, 1, 3, 5, 2}, {2, 1, 3, 5, 576}}, .fixed = 1},
     {"l1", DEFINED(L1, l1), .in = {{3, 5, 7}, {3, 5, 7}}, .fixed = 2},
     {"l1, large", DEFINED(L1, l1), .in = {{300, 131}, {300, 131}}, .fixed = 2},
     {"mse", DEFINED(MSE, mse), .in = {{3, 5, 7}, {3, 5, 7}}, .fixed = 2},

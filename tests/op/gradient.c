@@ -119,7 +119,7 @@ static void check_alone(const op_case *k, ma_ctx *c, const trial *first) {
 }
 
 static void check(const op_case *k, ma_ctx *c) {
-    if (!all_wanted(k)) return;
+    if (!all_wanted(k) || !ma_ctx_device(c)->bwd[k->op]) return;
     trial t = trial_new(k);
     if (ok(!trial_run(k, c, all_wanted(k), 0, &t), "%s: runs backwards %s", k->name, ma_ctx_err(c)->text)) {
         field f = field_new(k, c, &t);

@@ -1,4 +1,5 @@
-/* The tape and the arenas: checkpoints, views, rewinding, wanting, errors, the dry run. */
+/* The tape and the arenas: checkpoints and what they keep, views, rewinding, wanting, errors, the dry run, memory that
+ * runs out, replaying. */
 #include "../../common/ops.h"
 #include "../tap.h"
 
@@ -79,6 +80,159 @@ static void check_checkpoint(ma_device *dev) {
            plan.pool == few.pool && plan.work == few.work,
        "a dry run counts the same bytes");
     ma_device_close(dry);
+}
+
+/* ---- what checkpoints keep of attention ---- */
+
+enum { TOKENS = 40, HEADS = 2, HEAD = 8, CHANNELS = HEADS * HEAD, BLOCKS = 6 };
+
+/* x + attention of x, on parameters of its own. */
+typedef struct attends {
+    ma_tensor *q, *k, *v;
+} attends;
+
+static ma_tensor *attend(ma_ctx *c, const void *self, ma_tensor **in) {
+    const attends *a = self;
+    ma_tensor *const w[3] = {a->q, a->k, a->v};
+    ma_tensor *part[3];
+    for (int k = 0; k < 3; k++) {
+        ma_tensor *y = ma_linear(c, in[0], w[k], NULL, MA_NONE);
+        if (!y) return NULL;
+        part[k] = ma_view(c, y, MA_SHAPE(1, TOKENS, HEADS, HEAD));
+    }
+    ma_tensor *y = ma_attention(c, part[0], part[1], part[2], 0.3);
+    return y ? ma_add(c, in[0], ma_view(c, y, MA_SHAPE(1, TOKENS, CHANNELS))) : NULL;
+}
+
+/* Two such blocks, of which the second is itself checkpointed where the whole is. */
+static ma_tensor *attend_twice(ma_ctx *c, const void *self, ma_tensor **in) {
+    ma_tensor *y = attend(c, self, in);
+    return ma_checkpoint(c, attend, (const attends *)self + 1, &y, 1);
+}
+
+static ma_kernel attention;
+static int attended, allocated;
+static void *(*plain_alloc)(ma_device *, size_t);
+
+static int count_attention(const ma_call *call) {
+    attended++;
+    return attention(call);
+}
+
+static void *count_alloc(ma_device *d, size_t size) {
+    allocated++;
+    return plain_alloc(d, size);
+}
+
+enum { PLAIN, CHECKPOINT, NESTED };
+enum { WEIGHTS = CHANNELS * CHANNELS, ATTEND_GRADS = BLOCKS * 3 * WEIGHTS };
+
+typedef struct attempt {
+    ma_memory memory;
+    int attended, allocated; /* in the last of three steps */
+    ma_err err;
+} attempt;
+
+/* Three steps without an optimiser: the gradients add up. */
+static attempt attend_steps(ma_device *dev, int how, float *grads) {
+    attempt a = {0};
+    ma_ctx *c = ma_ctx_new(dev, &a.err);
+    attends w[BLOCKS];
+    ma_ctx_lever(c, "pull this");
+    for (uint32_t k = 0; k < BLOCKS; k++)
+        w[k] = (attends){random_leaf(c, MA_SHAPE(CHANNELS, CHANNELS), 3 * k),
+                         random_leaf(c, MA_SHAPE(CHANNELS, CHANNELS), 3 * k + 1),
+                         random_leaf(c, MA_SHAPE(CHANNELS, CHANNELS), 3 * k + 2)};
+    ma_tensor *x = random_leaf(c, MA_SHAPE(1, TOKENS, CHANNELS), 99);
+    for (int step = 0; step < 3; step++) {
+        attended = allocated = 0;
+        ma_tensor *y = ma_affine(c, x, 0.1, 0);
+        for (int k = 0; k < BLOCKS; k += how == NESTED ? 2 : 1)
+            y = how == PLAIN ? attend(c, &w[k], &y)
+                             : ma_checkpoint(c, how == NESTED ? attend_twice : attend, &w[k], &y, 1);
+        ma_backward(c, ma_mse(c, y, ma_affine(c, x, 0, 1)), 1);
+        ma_reset(c);
+    }
+    a.attended = attended;
+    a.allocated = allocated;
+    a.memory = ma_ctx_memory(c);
+    for (int k = 0; k < BLOCKS && !ma_failed(c); k++) {
+        ma_get(c, w[k].q->grad, grads + 3 * k * WEIGHTS);
+        ma_get(c, w[k].k->grad, grads + (3 * k + 1) * WEIGHTS);
+        ma_get(c, w[k].v->grad, grads + (3 * k + 2) * WEIGHTS);
+    }
+    if (ma_failed(c)) a.err = *ma_ctx_err(c);
+    ma_ctx_free(c);
+    return a;
+}
+
+/* The same with less and less memory, until it is too little: dropping what is kept changes no bit. */
+static void check_scarcity(ma_device *dev, size_t enough, const float *want) {
+    static float grads[ATTEND_GRADS];
+    ma_device *dry = open_device(true);
+    bool same = true, some = false, steady = true, planned = true;
+    attempt a;
+    for (size_t limit = enough;; limit -= 1 << 10) {
+        dev->limit = dev->free_bytes = limit;
+        a = attend_steps(dev, CHECKPOINT, grads);
+        if (a.err.reason) break;
+        same = same && !memcmp(grads, want, sizeof grads);
+        some = some || (a.attended > BLOCKS && a.attended < 2 * BLOCKS);
+        steady = steady && !a.allocated;
+        dry->limit = dry->free_bytes = limit;
+        float nothing[ATTEND_GRADS];
+        const attempt plan = attend_steps(dry, CHECKPOINT, nothing);
+        planned = planned && plan.memory.in_all == a.memory.in_all && plan.memory.pool == a.memory.pool;
+    }
+    ok(same, "with less memory the gradients are the same bits");
+    ok(some, "some of what was kept made room");
+    ok(steady, "nothing is allocated in the third step");
+    ok(planned, "a dry run with that memory takes the same");
+    ok(a.err.reason == MA_MEMORY && strstr(a.err.text, " more for ") && strstr(a.err.text, "MB allowed: parameters ") &&
+           strstr(a.err.text, "; pull this"),
+       "too little: %s", a.err.text);
+    dev->limit = dev->free_bytes = 0;
+    ok(dev->taken == 0, "all is given back");
+    ma_device_close(dry);
+}
+
+/* A forward pass that no backward pass follows. */
+static void check_forgotten(ma_device *dev) {
+    ma_err e = {0};
+    ma_ctx *c = ma_ctx_new(dev, &e);
+    const attends w = {random_leaf(c, MA_SHAPE(CHANNELS, CHANNELS), 1), random_leaf(c, MA_SHAPE(CHANNELS, CHANNELS), 2),
+                       random_leaf(c, MA_SHAPE(CHANNELS, CHANNELS), 3)};
+    ma_tensor *x = random_leaf(c, MA_SHAPE(1, TOKENS, CHANNELS), 4);
+    size_t pool[2];
+    for (int k = 0; k < 2; k++) {
+        ma_checkpoint(c, attend, &w, &x, 1);
+        ma_reset(c);
+        pool[k] = ma_ctx_memory(c).pool;
+    }
+    ok(!ma_failed(c) && pool[0] > 0 && pool[1] == pool[0], "a reset gives up what was kept");
+    ma_ctx_free(c);
+}
+
+static void check_kept_attention(ma_device *dev) {
+    static float plain[ATTEND_GRADS], again[ATTEND_GRADS], nested[ATTEND_GRADS];
+    attention = dev->fwd[MA_OP_ATTENTION];
+    plain_alloc = dev->alloc;
+    dev->fwd[MA_OP_ATTENTION] = count_attention;
+    dev->alloc = count_alloc;
+    attempt a = attend_steps(dev, PLAIN, plain), b = attend_steps(dev, CHECKPOINT, again),
+            n = attend_steps(dev, NESTED, nested);
+    double size = 0;
+    for (int k = 0; k < ATTEND_GRADS; k++) size += fabsf(plain[k]);
+    ok(a.attended == BLOCKS && b.attended == BLOCKS, "a checkpointed block runs attention once: %d in %d blocks",
+       b.attended, BLOCKS);
+    ok(size > 0 && !memcmp(plain, again, sizeof plain), "and changes no bit of any gradient");
+    ok(n.attended == BLOCKS / 2 * 3 && !memcmp(plain, nested, sizeof plain),
+       "a block within a block keeps its own: %d runs", n.attended);
+    const ma_memory m = b.memory;
+    check_scarcity(dev, (m.keep + m.keep_grad + m.stack_peak + m.pool + m.work) / 16 * 17, plain);
+    check_forgotten(dev);
+    dev->fwd[MA_OP_ATTENTION] = attention;
+    dev->alloc = plain_alloc;
 }
 
 /* s = Σ a² of the first two rows and 3·Σ a² of all, by views, both of a leaf and of an activation. */
@@ -181,6 +335,7 @@ static void check_errors(ma_device *dev) {
 int main(void) {
     ma_device *dev = open_device(false);
     check_checkpoint(dev);
+    check_kept_attention(dev);
     check_views(dev);
     check_rewind(dev);
     check_wanting(dev);
