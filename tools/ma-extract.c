@@ -1,29 +1,36 @@
-/* ma-extract: frozen encoders over clips. Decodes each sample's clip once and adds KEY.videomae.npy (tokens of a
- * VideoMAE encoder) and KEY.latent.npy (pixels folded into channels, the codec without an autoencoder).
+/* ma-extract: frozen encoders over clips and captions. Decodes each sample's clip once and adds a member for every
+ * encoder that -e names (common/models/encoder.h): KEY.videomae.npy, KEY.vjepa2.npy, KEY.dinov2.npy (tokens),
+ * KEY.latent.npy, KEY.text.npy.
  *
- * Limits: every clip of a run has one size, so that a batch is one tensor.
+ * Limits: every clip of a run has one size, so that a batch is one tensor; all weights are there at a time.
+ * Traps: KEY.json has one entry for all runs of this tool. What an earlier run, with other encoders, made of the same
+ * video in the same way stays told there.
  */
 #include "../common/clip.h"
 #include "../common/context.h"
-#include "../common/models/pixel.h"
-#include "../common/models/videomae.h"
+#include "../common/file.h"
+#include "../common/models/encoder.h"
+#include "../common/npy.h"
 #include "../common/stage.h"
 
-#include <errno.h>
-#include <limits.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 static ma_list specs;
 static int64_t batch = 1;
+static const char *empty_text;
 static ma_clip_args args = MA_CLIP_DEFAULTS;
 
 static const ma_opt options[] = {
     {"encoder", 'e', MA_OPT_LIST, &specs, "KIND=WHAT",
-     "videomae=WEIGHTS[,norm=imagenet|unit][,heads=N][,skip=N] or pixel=P", 0, 0},
+     "videomae, vjepa2 or dinov2=WEIGHTS[,norm=imagenet|unit][,skip=N][,frames=N][,size=HxW][,layer=N][,heads=N], "
+     "vae=DIR[,skip=N][,frames=N][,size=HxW][,tile=none|HxW], t5=DIR[,length=N], or pixel=P",
+     0, 0},
     MA_CLIP_OPTIONS(args),
-    {"batch", 0, MA_OPT_INT, &batch, "N", "clips per forward pass (default 1)", 1, 1024},
+    {"batch", 0, MA_OPT_INT, &batch, "N", "clips or captions per forward pass (default 1)", 1, 1024},
+    {"empty-text", 0, MA_OPT_TEXT, &empty_text, "FILE", "write what -e t5 makes of no text, as .npy, and stop", 0, 0},
     {0},
 };
 
@@ -32,263 +39,270 @@ static ma_cli cli = {
     .does = "adds the features of frozen encoders to every sample",
     .args = "-e KIND=WHAT [-e KIND=WHAT]… [INPUT]…",
     .opts = options,
+    .video = true,
+    .presets = true,
+};
+
+enum {
+    MOST = 16, /* encoders of a run */
+    WAVES = 4  /* batches that encoders are given at a time: one is put while another is worked on */
 };
 
 typedef struct extract {
     ma_device *dev;
     ma_ctx *ctx;
-    ma_weights *weights;
-    videomae *vit;       /* NULL: not asked for */
-    bool unit, drawn;    /* divide by 255 only; weights are random */
-    char sha[80];        /* of the weights, or what was drawn */
-    int64_t skip, pixel; /* frames that the ViT does not see; P, 0: not asked for */
+    encoder *at[MOST]; /* in the order in which they run */
+    int n;
+    bool sees, reads; /* whether some see clips, read captions */
 } extract;
 
-/* ---- -e KIND=WHAT,NAME=VALUE,… */
+/* A sample on its way. */
+typedef struct job {
+    ma_clip_job *clip;
+    encoder_item item[MOST];
+    bool there; /* its members are: nothing is to be done */
+} job;
 
-/* The value of a setting in "WHAT,norm=unit,heads=6", or NULL. Cut out of text, which is changed. */
-static char *take_setting(char *text, const char *name) {
-    size_t n = strlen(name);
-    for (char *s = strchr(text, ','); s; s = strchr(s + 1, ',')) {
-        if (strncmp(s + 1, name, n) || s[n + 1] != '=') continue;
-        char *end = strchrnul(s + 1, ','), *value = strndup(s + n + 2, (size_t)(end - s) - n - 2);
-        memmove(s, end, strlen(end) + 1);
-        return value;
-    }
-    return NULL;
+/* Among those of one rank, the order of the command line. */
+static void add_encoder(extract *x, encoder *one) {
+    int k = x->n++;
+    for (; k && encoder_rank(x->at[k - 1]) > encoder_rank(one); k--) x->at[k] = x->at[k - 1];
+    x->at[k] = one;
+    *(encoder_reads(one) ? &x->reads : &x->sees) = true;
 }
 
-static int number(const char *what, const char *text, long lo, long hi, int64_t *out, ma_err *e) {
-    char *end;
-    errno = 0;
-    long v = strtol(text, &end, 10);
-    if (end == text || *end || errno || v < lo || v > hi)
-        return ma_fail(e, MA_USAGE, "--encoder: %s '%s' is not a number from %ld to %ld", what, text, lo, hi);
-    *out = v;
-    return 0;
-}
-
-static int number_setting(char *text, const char *name, long lo, long hi, int64_t *out, ma_err *e) {
-    char *value = take_setting(text, name);
-    int rc = value ? number(name, value, lo, hi, out, e) : 0;
-    free(value);
+static int settle(extract *x, ma_err *e) {
+    ma_device *plan = ma_context_plan(&cli, x->dev, e);
+    int rc = plan ? 0 : -1;
+    for (int k = 0; k < x->n && !rc; k++) rc = encoder_settle(x->at[k], plan, e);
+    if (plan != x->dev) ma_device_close(plan);
     return rc;
 }
 
-/* random:WIDTHxDEPTH */
-static int draw(extract *x, const char *what, int64_t heads, int64_t patch, ma_err *e) {
-    int width, depth, end = 0;
-    if (sscanf(what, "random:%dx%d%n", &width, &depth, &end) != 2 || what[end] || width < 1 || width > 8192 ||
-        depth < 1 || depth > 256)
-        return ma_fail(e, MA_USAGE, "--encoder: '%s' is not random:WIDTHxDEPTH", what);
-    videomae_size size = {depth, width, (int)heads, (int)patch, 2};
-    x->drawn = true;
-    snprintf(x->sha, sizeof x->sha, "%s,patch=%d", what, size.patch);
-    if (!(x->vit = videomae_random(x->ctx, &size, (uint64_t)cli.common.seed, false))) *e = *ma_ctx_err(x->ctx);
-    return x->vit ? 0 : -1;
-}
-
-static int load(extract *x, const char *path, int64_t heads, ma_err *e) {
-    if (!(x->weights = ma_weights_open(path, e))) return -1;
-    snprintf(x->sha, sizeof x->sha, "%s", ma_weights_sha(x->weights));
-    if (!(x->vit = videomae_load(x->ctx, x->weights, (int)heads, false))) *e = *ma_ctx_err(x->ctx);
-    return x->vit ? 0 : -1;
-}
-
-/* The clip must be whole tubelets. */
-static int check_clip(extract *x, ma_err *e) {
-    videomae_size s = videomae_sizes(x->vit);
-    const ma_clip_size *c = &args.size;
-    if (x->skip < 0) x->skip = c->frames % s.tubelet;
-    int64_t t = c->frames - x->skip;
-    if (t >= s.tubelet && t % s.tubelet == 0 && c->height % s.patch == 0 && c->width % s.patch == 0) return 0;
-    return ma_fail(e, MA_USAGE,
-                   "--clip: %lldx%lldx%lld less %lld frames is not whole tubelets of %dx%dx%d; near it: %lldx%lldx%lld",
-                   (long long)c->frames, (long long)c->height, (long long)c->width, (long long)x->skip, s.tubelet,
-                   s.patch, s.patch, (long long)(t < s.tubelet ? s.tubelet : t - t % s.tubelet) + x->skip,
-                   (long long)(c->height + s.patch / 2) / s.patch * s.patch,
-                   (long long)(c->width + s.patch / 2) / s.patch * s.patch);
-}
-
-static int add_videomae(extract *x, char *text, ma_err *e) {
-    int64_t heads = 0, patch = 16;
-    if (x->vit) return ma_fail(e, MA_USAGE, "--encoder: videomae is given twice");
-    bool drawn = !strncmp(text, "random:", 7);
-    char *norm = take_setting(text, "norm");
-    x->unit = norm && !strcmp(norm, "unit");
-    int rc = norm && !x->unit && strcmp(norm, "imagenet")
-                 ? ma_fail(e, MA_USAGE, "--encoder: norm '%s' is neither imagenet nor unit", norm)
-                 : 0;
-    free(norm);
-    if (rc || number_setting(text, "heads", 1, 1024, &heads, e) ||
-        number_setting(text, "skip", 0, 1 << 20, &x->skip, e) ||
-        (drawn && number_setting(text, "patch", 1, 224, &patch, e)))
-        return -1;
-    if (strchr(text, ','))
-        return ma_fail(e, MA_USAGE, "--encoder: videomae: unknown setting '%s'", strchr(text, ',') + 1);
-    if (drawn ? draw(x, text, heads, patch, e) : load(x, text, heads, e)) return -1;
-    return check_clip(x, e);
-}
-
-static int add_pixel(extract *x, const char *text, ma_err *e) {
-    if (x->pixel) return ma_fail(e, MA_USAGE, "--encoder: pixel is given twice");
-    if (number("pixel", text, 1, 64, &x->pixel, e)) return -1;
-    if (args.size.height % x->pixel == 0 && args.size.width % x->pixel == 0) return 0;
-    return ma_fail(e, MA_USAGE, "--clip: %lldx%lld does not divide into pixel=%lld", (long long)args.size.height,
-                   (long long)args.size.width, (long long)x->pixel);
-}
-
-static int add_encoders(extract *x, ma_err *e) {
-    if (!specs.n) return ma_fail(e, MA_USAGE, "no encoder: give -e videomae=WEIGHTS, -e pixel=P, or both");
+static int open_encoders(extract *x, ma_err *e) {
+    if (!specs.n) return ma_fail(e, MA_USAGE, "no encoder: give -e videomae=WEIGHTS, -e pixel=P, or more");
+    ma_ctx_lever(x->ctx, "lower --batch, cut a vae's frames with tile=, or run one encoder at a time");
     for (int k = 0; k < specs.n; k++) {
-        char *text = ma_strdup(specs.at[k]);
-        int rc = !text                            ? ma_fail(e, MA_MEMORY, "out of memory")
-                 : !strncmp(text, "videomae=", 9) ? add_videomae(x, text + 9, e)
-                 : !strncmp(text, "pixel=", 6)
-                     ? add_pixel(x, text + 6, e)
-                     : ma_fail(e, MA_USAGE, "--encoder: '%s' is neither videomae=… nor pixel=…", text);
-        free(text);
-        if (rc) return -1;
+        if (k == MOST) return ma_fail(e, MA_USAGE, "--encoder: more than %d", MOST);
+        encoder *one = encoder_open(x->ctx, specs.at[k], &args.size, (uint64_t)cli.common.seed, e);
+        if (!one) return -1;
+        add_encoder(x, one);
+        for (int i = 0; i < x->n; i++)
+            if (x->at[i] != one && !strcmp(encoder_member(x->at[i]), encoder_member(one)))
+                return ma_fail(e, MA_USAGE, "--encoder: %s and another both make %s", specs.at[k], encoder_member(one));
     }
-    return 0;
+    return settle(x, e);
 }
 
 /* ---- KEY.json */
 
+/* An encoder's options for a sample; what it reads is part of them. */
+static cJSON *options_for(const encoder *one, const ma_sample *s) {
+    cJSON *o = encoder_options(one);
+    const ma_member *text = encoder_reads(one) ? ma_sample_get(s, "txt") : NULL;
+    char sha[65];
+    if (!text || !o) return o;
+    ma_sha_bytes(text->data, text->size, sha);
+    cJSON_AddStringToObject(o, "caption", sha);
+    return o;
+}
+
 static cJSON *make_entry(const extract *x, const ma_sample *s) {
-    cJSON *o = ma_clip_options_json(&args), *w = cJSON_CreateObject();
-    if (x->vit) {
-        cJSON *v = cJSON_AddObjectToObject(o, "videomae");
-        cJSON_AddStringToObject(v, "norm", x->unit ? "unit" : "imagenet");
-        cJSON_AddNumberToObject(v, "heads", videomae_sizes(x->vit).heads);
-        cJSON_AddNumberToObject(v, "skip", (double)x->skip);
-        cJSON_AddStringToObject(w, "videomae", x->sha);
+    cJSON *o = x->sees ? ma_clip_options_json(&args) : cJSON_CreateObject(), *w = cJSON_CreateObject();
+    bool drawn = false;
+    for (int k = 0; k < x->n; k++) {
+        const encoder *one = x->at[k];
+        cJSON_AddItemToObject(o, encoder_name(one), options_for(one, s));
+        if (encoder_weights(one)) cJSON_AddStringToObject(w, encoder_name(one), encoder_weights(one));
+        drawn = drawn || encoder_drawn(one);
     }
-    if (x->pixel) cJSON_AddNumberToObject(o, "pixel", (double)x->pixel);
     cJSON *entry = ma_clip_entry(s, o, w);
-    if (x->drawn) cJSON_AddNumberToObject(entry, "seed", (double)cli.common.seed);
+    if (drawn) cJSON_AddNumberToObject(entry, "seed", (double)cli.common.seed);
     return entry;
 }
 
-static bool have_all(const extract *x, ma_sample *s, const cJSON *entry) {
-    return (!x->vit || ma_entry_same(&cli, s, cli.name, "videomae.npy", entry)) &&
-           (!x->pixel || ma_entry_same(&cli, s, cli.name, "latent.npy", entry));
+/* Whether a and b, where both have the key, say the same. */
+static bool agree(const cJSON *a, const cJSON *b, const char *key) {
+    const cJSON *x = cJSON_GetObjectItemCaseSensitive(a, key), *y = cJSON_GetObjectItemCaseSensitive(b, key);
+    return !x || !y || cJSON_Compare(x, y, true);
 }
 
-/* ---- pixel */
-
-static int put_latent(ma_sample *s, const ma_clip *clip, int64_t p, ma_err *e) {
-    int64_t n[] = {2 * 3 * p * p, clip->frames, clip->height / p, clip->width / p};
-    float *z = ma_alloc((size_t)(n[0] * n[1] * n[2] * n[3]), sizeof *z); // (2C,T,H/P,W/P)
-    if (!z) return ma_fail(e, MA_MEMORY, "%s: out of memory", s->key);
-    pixel_encode(clip->rgb, clip->frames, clip->height, clip->width, p, z);
-    int rc = ma_sample_put_f16(s, "latent.npy", z, 4, n, e);
-    ma_release(z);
-    return rc;
+static bool makes(const extract *x, const char *member) {
+    for (int k = 0; k < x->n; k++)
+        if (!strcmp(encoder_member(x->at[k]), member)) return true;
+    return false;
 }
 
-/* ---- videomae */
+/* Copies what `from` says under the key, if `to` has nothing there. */
+static void adopt_key(cJSON *to, const cJSON *from, const char *key) {
+    const cJSON *v = cJSON_GetObjectItemCaseSensitive(from, key);
+    if (v && to && !cJSON_GetObjectItemCaseSensitive(to, key)) cJSON_AddItemToObject(to, key, cJSON_Duplicate(v, true));
+}
 
-static void normalise(const extract *x, const ma_clip *clip, float *out) {
-    int64_t frame = clip->height * clip->width * 3, n = (clip->frames - x->skip) * frame;
-    const uint8_t *rgb = clip->rgb + x->skip * frame;
-    float mul[3], add[3];
-    for (int k = 0; k < 3; k++) {
-        mul[k] = x->unit ? 1 / 255.0f : 1 / (255 * videomae_std[k]);
-        add[k] = x->unit ? 0 : -videomae_mean[k] / videomae_std[k];
+/* Adds to the entry what the sample's own says of encoders that are not of this run, if their members are there and
+ * both runs took the same clip. */
+static void adopt(const extract *x, ma_sample *s, cJSON *entry) {
+    const cJSON *old = cJSON_GetObjectItemCaseSensitive(ma_sample_json(s, NULL), cli.name), *one;
+    const cJSON *was = cJSON_GetObjectItemCaseSensitive(old, "options");
+    cJSON *is = cJSON_GetObjectItemCaseSensitive(entry, "options");
+    if (!agree(entry, old, "version") || !agree(entry, old, "input") || !agree(entry, old, "seed")) return;
+    cJSON_ArrayForEach(one, was) if (!encoder_kind_member(one->string) && !agree(is, was, one->string)) return;
+    cJSON_ArrayForEach(one, was) {
+        const char *member = encoder_kind_member(one->string);
+        if (member && (makes(x, member) || !ma_sample_get(s, member))) continue;
+        adopt_key(is, was, one->string);
+        adopt_key(cJSON_GetObjectItemCaseSensitive(entry, "weights"), cJSON_GetObjectItemCaseSensitive(old, "weights"),
+                  one->string);
     }
-    for (int64_t i = 0; i < n; i++) out[i] = rgb[i] * mul[i % 3] + add[i % 3];
+    adopt_key(entry, old, "seed");
+    if (!x->sees) adopt_key(entry, old, "clip");
 }
 
-/* n clips, or, without values, the plan of it. */
-static ma_tensor *encode(extract *x, const float *clips, int64_t n) {
-    int64_t shape[] = {n, args.size.frames - x->skip, args.size.height, args.size.width, 3};
-    ma_tensor *in = clips ? ma_input(x->ctx, clips, 5, shape) : ma_new(x->ctx, ma_get_type(x->ctx), 5, shape);
-    return videomae_forward(x->ctx, x->vit, in); // (n,T/2,H/16,W/16,D)
-}
-
-/* Tokens of the samples s[at[0]], s[at[1]], …, n of them. -1: the run is over. */
-static int put_tokens(extract *x, ma_sample **s, ma_clip_job **j, const int *at, int n, ma_err *why, ma_err *e) {
-    size_t each = (size_t)((args.size.frames - x->skip) * args.size.height * args.size.width * 3);
-    float *in = ma_alloc((size_t)n, each * sizeof *in), *out = NULL;
-    for (int k = 0; in && k < n; k++) normalise(x, &j[at[k]]->clip, in + (size_t)k * each);
-    ma_tensor *tokens = in ? encode(x, in, n) : NULL;
-    ma_release(in);
-    if (tokens) out = ma_alloc((size_t)ma_count(tokens), sizeof *out);
-    if (tokens && out) ma_get(x->ctx, tokens, out);
-    int rc = ma_ctx_failed(x->ctx, e);
-    if (!rc && !out) rc = ma_fail(e, MA_MEMORY, "%s: out of memory for %d clips: lower --batch", s[at[0]]->key, n);
-    for (int k = 0; !rc && k < n; k++)
-        ma_sample_put_f16(s[at[k]], "videomae.npy", out + ma_count(tokens) / n * k, 4, tokens->n + 1, &why[at[k]]);
-    ma_release(out);
-    ma_reset(x->ctx);
-    return rc;
+static bool have_all(const extract *x, ma_sample *s, const cJSON *entry) {
+    for (int k = 0; k < x->n; k++)
+        if (!ma_entry_same(&cli, s, cli.name, encoder_member(x->at[k]), entry)) return false;
+    return true;
 }
 
 /* ---- the stream */
 
+/* A caption that is cut: the first is told of, the others with -v. */
+static void note_cut(const char *key, const encoder_item *item, const encoder *one) {
+    static atomic_bool said;
+    int64_t shape[4];
+    encoder_shape(one, shape);
+    if (item->tokens <= shape[0]) return;
+    bool first = !atomic_exchange(&said, true);
+    ma_say(&cli, first ? 1 : 2, "%s.txt: %lld tokens, cut to %lld%s", key, (long long)item->tokens, (long long)shape[0],
+           first ? "; -v tells of others" : "");
+}
+
+static void take(const extract *x, const ma_sample *s, job *j, ma_err *why) {
+    const ma_member *text = ma_sample_get(s, "txt");
+    if (x->reads && !text) ma_fail(why, MA_MISSING, "%s.txt: no caption", s->key);
+    for (int k = 0; k < x->n && !why->reason; k++) {
+        const encoder *one = x->at[k];
+        encoder_source from = {.key = s->key};
+        if (!encoder_reads(one)) {
+            from.clip = &j->clip->clip;
+        } else {
+            from.text = text->data ? text->data : "";
+            from.size = text->size;
+        }
+        if (!encoder_take(one, &from, &j->item[k], why) && encoder_reads(one)) note_cut(s->key, &j->item[k], one);
+    }
+}
+
 static void *prepare(void *self, ma_sample **s, ma_err *why) {
-    cJSON *entry = make_entry(self, *s);
-    return ma_clip_begin(&cli, &args, s, entry, entry && have_all(self, *s, entry), why);
+    const extract *x = self;
+    job *j = calloc(1, sizeof *j);
+    cJSON *entry = j ? make_entry(x, *s) : NULL;
+    if (!j) {
+        ma_fail(why, MA_MEMORY, "%s: out of memory", (*s)->key);
+        return NULL;
+    }
+    if (entry) adopt(x, *s, entry);
+    j->there = entry && have_all(x, *s, entry);
+    j->clip = ma_clip_begin(&cli, &args, s, entry, j->there || !x->sees, why);
+    if (*s && !why->reason && !j->there) take(x, *s, j, why);
+    return j;
 }
 
 static int work(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma_err *e) {
     extract *x = self;
-    ma_clip_job **j = (ma_clip_job **)pre;
-    int *at = ma_alloc((size_t)n, sizeof *at), todo = 0, rc = 0;
-    if (!at) return ma_fail(e, MA_MEMORY, "out of memory");
-    for (int k = 0; k < n; k++)
-        if (j[k]->clip.rgb) at[todo++] = k;
-    for (int k = 0; x->pixel && k < todo; k++) put_latent(s[at[k]], &j[at[k]]->clip, x->pixel, &why[at[k]]);
-    if (ma_stopped)
-        rc = -1;
-    else if (x->vit && todo)
-        rc = put_tokens(x, s, j, at, todo, why, e);
-    for (int k = 0; k < n; k++) ma_clip_finish(&cli, s[k], j[k], &why[k]);
-    ma_release(at);
+    encoder_item **item = ma_alloc((size_t)n, sizeof *item);
+    int rc = item ? 0 : ma_fail(e, MA_MEMORY, "out of memory");
+    for (int i = 0; i < x->n && !rc; i++) {
+        int todo = 0;
+        for (int k = 0; k < n; k++) {
+            job *j = pre[k];
+            if (!j->there) item[todo++] = &j->item[i];
+        }
+        rc = encoder_run(x->at[i], item, todo, (int)batch, e);
+    }
+    ma_release(item);
+    (void)s, (void)why;
     return rc;
 }
 
+static void finish(void *self, ma_sample *s, void *pre, ma_err *why) {
+    const extract *x = self;
+    job *j = pre;
+    if (j->there) return;
+    for (int k = 0; k < x->n && !why->reason; k++) encoder_put(x->at[k], &j->item[k], s, why);
+    if (x->sees) {
+        ma_clip_finish(&cli, s, j->clip, why);
+    } else if (!why->reason) {
+        ma_entry_put(s, cli.name, j->clip->entry, why);
+        j->clip->entry = NULL;
+    }
+}
+
+static void release(void *self, void *pre) {
+    job *j = pre;
+    for (int k = 0; k < MOST; k++) encoder_drop(&j->item[k]);
+    if (j->clip) ma_clip_release(self, j->clip);
+    free(j);
+}
+
+static size_t bytes(const void *pre) {
+    const job *j = pre;
+    size_t n = j->clip ? ma_clip_bytes(j->clip) : 0;
+    for (int k = 0; k < MOST; k++) n += j->item[k].bytes;
+    return n;
+}
+
+/* ---- without a stream */
+
 /* --dry-run: what would be computed, and in how much memory. */
 static int plan(extract *x, ma_err *e) {
-    const ma_clip_size *c = &args.size;
-    char text[160];
-    if (x->vit) {
-        videomae_size s = videomae_sizes(x->vit);
-        ma_tensor *tokens = encode(x, NULL, batch);
-        if (!tokens) return ma_ctx_failed(x->ctx, e);
-        printf("videomae: %d blocks of width %d, %d heads, tubelets %dx%dx%d, %.1f M parameters\n", s.depth, s.width,
-               s.heads, s.tubelet, s.patch, s.patch, (double)videomae_parameters(x->vit) / 1e6);
-        printf("  %lldx%lldx%lldx%lldx3 -> %s\n", (long long)batch, (long long)(c->frames - x->skip),
-               (long long)c->height, (long long)c->width, ma_shape_text(text, tokens->nd, tokens->n));
-    }
-    if (x->pixel)
-        printf("pixel: %lldx%lldx%lldx3 -> %lldx%lldx%lldx%lld\n", (long long)c->frames, (long long)c->height,
-               (long long)c->width, (long long)(6 * x->pixel * x->pixel), (long long)c->frames,
-               (long long)(c->height / x->pixel), (long long)(c->width / x->pixel));
-    printf("memory: %s\n", ma_memory_text(text, x->ctx));
-    return ma_flush_stdout(e);
+    char memory[160];
+    ma_buf text = {0};
+    int rc = 0;
+    for (int k = 0; k < x->n && !rc; k++) rc = encoder_plan(x->at[k], (int)batch, &text, e);
+    if (!rc) printf("%smemory: %s\n", text.data ? text.data : "", ma_memory_text(memory, x->ctx));
+    ma_buf_free(&text);
+    return rc ? rc : ma_flush_stdout(e);
+}
+
+/* --empty-text: what guidance and dropped prompts take for a text. */
+static int write_empty(extract *x, ma_err *e) {
+    encoder *one = x->n && encoder_reads(x->at[x->n - 1]) ? x->at[x->n - 1] : NULL; /* the last rank */
+    if (!one) return ma_fail(e, MA_USAGE, "--empty-text goes with -e t5=DIR");
+    encoder_item item = {0}, *items[] = {&item};
+    ma_sample *s = ma_sample_new("empty");
+    int rc = s ? encoder_take(one, &(encoder_source){.key = s->key, .text = ""}, &item, e)
+               : ma_fail(e, MA_MEMORY, "out of memory");
+    if (!rc) rc = encoder_run(one, items, 1, 1, e) || encoder_put(one, &item, s, e) ? -1 : 0;
+    const ma_member *m = rc ? NULL : ma_sample_get(s, encoder_member(one));
+    if (m) rc = ma_write_file(empty_text, m->data, m->size, e);
+    encoder_drop(&item);
+    ma_sample_free(s);
+    return rc;
 }
 
 int main(int argc, char **argv) {
     int rc = ma_cli_parse(&cli, argc, argv, stdout);
     if (rc >= 0) return rc;
+    if (cli.common.print_list) return ma_inputs_print(&cli, stdout);
     ma_err e = {0};
-    extract x = {.skip = -1};
-    rc = ma_context_open(&cli, &x.dev, &x.ctx, &e) || add_encoders(&x, &e) ? -1 : 0;
-    if (!rc && cli.common.dry_run) rc = plan(&x, &e);
+    extract x = {0};
+    bool stream = !cli.common.dry_run && !empty_text;
+    rc = ma_context_open(&cli, &x.dev, &x.ctx, &e) || open_encoders(&x, &e) ? -1 : 0;
+    if (!rc && !stream) rc = cli.common.dry_run ? plan(&x, &e) : write_empty(&x, &e);
     rc = ma_exit_status(&cli, &e, -1);
-    if (!rc && !cli.common.dry_run)
+    if (!rc && stream)
         rc = ma_stage_run(&(ma_stage){.cli = &cli,
                                       .self = &x,
                                       .prepare = prepare,
                                       .work = work,
-                                      .release = ma_clip_release,
-                                      .batch = (int)batch,
+                                      .finish = finish,
+                                      .release = release,
+                                      .bytes = bytes,
+                                      .batch = (int)batch * WAVES,
                                       .video = true},
                           STDOUT_FILENO);
-    videomae_free(x.vit);
-    ma_weights_close(x.weights);
+    for (int k = 0; k < x.n; k++) encoder_close(x.at[k]);
     ma_ctx_free(x.ctx);
     ma_device_close(x.dev);
     ma_cli_free(&cli);

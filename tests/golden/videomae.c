@@ -8,7 +8,7 @@ static void check(const ma_weights *fixture, const char *name) {
     videomae *net = videomae_load(g.ctx, g.weights, heads, false);
     if (ok(net, "%s: loads %s", name, ma_ctx_err(g.ctx)->text)) {
         videomae_size s = videomae_sizes(net);
-        ok(s.depth == 2 && s.width == 64 && s.heads == heads && s.patch == 16 && s.tubelet == 2,
+        ok(s.depth == 2 && s.width == 64 && s.heads == heads && s.patch == golden_number(&g, "patch") && s.tubelet == 2,
            "%s: sizes are read off the weights", name);
         ma_tensor *tokens = videomae_forward(g.ctx, net, golden_tensor(&g, "x"));
         int64_t grid[3];
@@ -26,6 +26,8 @@ int main(void) {
     check(fixture, "transformers-small");
     check(fixture, "opengvlab");
     check(fixture, "opengvlab-interpolated");
+    check(fixture, "opengvlab-moalign");
+    check(fixture, "opengvlab-giant");
     ma_weights_close(fixture);
     return tap_done();
 }
