@@ -32,6 +32,9 @@ cat > "$dir/check.py" <<'P'
 import io, json, os, struct, sys, tarfile, zlib
 import numpy as np
 
+sys.dont_write_bytecode = True
+sys.path.insert(0, "tests/cli")
+from weights import raft, save
 os.chdir(sys.argv[1])
 
 def tar(path):
@@ -42,46 +45,6 @@ def tar(path):
 
 def npy(path, name):
     return np.load(io.BytesIO(tar(path)[name]))
-
-def save(path, tensors):
-    head, at, data = {"__metadata__": {"format": "pt"}}, 0, b""
-    for name, a in tensors.items():
-        raw = a.astype("<f4").tobytes()
-        head[name] = {"dtype": "F32", "shape": list(a.shape), "data_offsets": [at, at + len(raw)]}
-        at, data = at + len(raw), data + raw
-    text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)
-    open(path, "wb").write(struct.pack("<Q", len(text)) + text + data)
-
-def raft(path):
-    """A small RAFT, narrower than the published one: every width is read off the weights."""
-    rng, t = np.random.default_rng(1), {}
-    def conv(name, o, c, k):
-        t[name + ".weight"] = rng.normal(0, (c * k * k) ** -0.5, (o, c, k, k))
-        t[name + ".bias"] = rng.normal(0, 0.1, o)
-    for net, out in ("fnet", 16), ("cnet", 16):
-        conv(f"{net}.conv1", 8, 3, 7)
-        c = 8
-        for layer, width in (1, 8), (2, 12), (3, 16):
-            for b in 0, 1:
-                at = f"{net}.layer{layer}.{b}"
-                conv(f"{at}.conv1", width // 4, c, 1)
-                conv(f"{at}.conv2", width // 4, width // 4, 3)
-                conv(f"{at}.conv3", width, width // 4, 1)
-                if layer > 1 and b == 0:
-                    conv(f"{at}.downsample.0", width, c, 1)
-                c = width
-        conv(f"{net}.conv2", out, c, 1)
-    u = "update_block"
-    conv(f"{u}.encoder.convc1", 12, 4 * 49, 1)
-    conv(f"{u}.encoder.convf1", 8, 2, 7)
-    conv(f"{u}.encoder.convf2", 8, 8, 3)
-    conv(f"{u}.encoder.conv", 10, 20, 3)
-    for gate in "zrq":
-        conv(f"{u}.gru.conv{gate}", 8, 8 + 8 + 12, 3)
-    conv(f"{u}.flow_head.conv1", 8, 8, 3)
-    conv(f"{u}.flow_head.conv2", 2, 8, 3)
-    save(path, t)
 
 def vit(path, scale):
     rng, d = np.random.default_rng(2), 16
@@ -248,7 +211,7 @@ f = npy('f.tar', 'c.flow.npy')
 assert f.shape == (3, 64, 80, 2) and f.dtype == np.float16 and f.astype(float).std() > 0.01, (f.shape, f.std())
 j = json.loads(tar('f.tar')['c.json'])['ma-flow']
 assert j['options'] == {'clip': '9x128x160', 'start': 0, 'fit': 'crop', 'short': 'error', 'updates': 2, 'skip': 1,
-                        'stride': 2, 'out-size': [64, 80], 'format': 'npy'}, j
+                        'stride': 2, 'out-size': [64, 80], 'format': 'npy', 'bidirectional': False, 'back': False}, j
 assert len(j['weights']['raft']) == 64 and j['clip']['frames'] == list(range(9))
 "
 ok "frames 1 3 5 7 of 9: three flows; KEY.json"
@@ -262,6 +225,23 @@ f = npy('f.tar', 'c.flow.npy').astype(float)
 assert abs(half - f).max() < 0.02 * abs(f).max(), abs(half - f).max()
 "
 ok "--out-size: half the size, half the vectors; --batch changes nothing"
+batches="$flow --clip 9x128x160 --bidirectional --back $dir/a.mkv $dir/b.mkv $dir/junk.mp4 $dir/c.mkv"
+run 1 $batches --batch 2 -o "$dir/b2.tar" && run 1 $batches --batch 7 -v -o "$dir/b7.tar" && says "4 run, 0 launched" && says "3 good, 1 bad"
+check "
+x, y = tar('b2.tar'), tar('b7.tar')
+assert list(x) == list(y) and sum(n.endswith('npy') for n in x) == 9, list(x)
+flows = []
+for n in x:
+    if n.endswith('npy'):
+        a, b = npy('b2.tar', n).astype(float), npy('b7.tar', n).astype(float)
+        assert np.mean(abs(a - b)) <= 2e-3 * abs(a).max(), n
+        if 'valid' not in n:
+            flows += list(a)
+scale = abs(np.array(flows)).max()
+assert len(flows) == 18
+assert min(abs(a - b).mean() for i, a in enumerate(flows) for b in flows[:i]) > 4e-3 * scale, 'these are to tell apart'
+"
+ok "nor do batches of parts of clips, or of several, with a bad one between"
 run 0 $flow --clip 5x64x80 --size 128x160 --out-size native --stride 1 -o "$dir/s.tar" "$dir/c.mkv"
 check "assert npy('s.tar', 'c.flow.npy').shape == (4, 128, 160, 2)"
 ok "--size, --stride 1: no frame is dropped"
@@ -310,9 +290,10 @@ for bad in "--size 100x100" "--clip 2x128x160 --skip 1" "--clip 4x128x160 --stri
 done
 run 2 "$O/ma-flow" -o "$dir/x.tar" "$dir/c.mkv" && says "-m WEIGHTS"
 ok "exit 2 without a model"
-run 1 "$O/ma-flow" -m "$dir/vit.safetensors" -o "$dir/x.tar" "$dir/c.mkv" && says "not RAFT"
+run 1 "$O/ma-flow" -m "$dir/vit.safetensors" -o "$dir/x.tar" "$dir/c.mkv" && says "not RAFT" && says "blocks.0.attn.proj.bias" &&
+    [ "$(wc -l < "$dir/err")" = 1 ]
 ok "weights of something else"
-run 0 $flow --dry-run && grep -q "23 flows a clip, 4 at a time: 4x160x240x3, twice -> 4x128x192x2" "$dir/out" &&
+run 0 $flow --dry-run && grep -q "23 flows a clip, 4 at a time, in f32: 1x5x160x240x3 -> 4x128x192x2" "$dir/out" &&
     grep -q "RAFT-small, princeton-vl" "$dir/out" && grep -q "^memory: parameters" "$dir/out"
 ok "--dry-run prints the plan"
 

@@ -81,28 +81,31 @@ static void measure(ma_ctx *c, const raft *net, const char *dir, const scene *s,
     char *path[3] = {ma_format("%s/flow/%s/%s", dir, s->name, s->frame[0]),
                      ma_format("%s/flow/%s/%s", dir, s->name, s->frame[1]),
                      ma_format("%s/flow/%s/%s", dir, s->name, s->flow)};
-    float *truth = NULL, *in[2] = {NULL, NULL}, *out = NULL;
+    float *truth = NULL, *out = NULL;
+    uint8_t *in = NULL; // (2,PH,PW,3)
     int64_t pad[4];
-    for (int k = 0; k < 2; k++)
-        if (!read_frame(path[k], &frame[k], &e))
-            in[k] = raft_pad(frame[k].rgb, 1, frame[k].height, frame[k].width, pad);
-    if (in[0] && in[1]) truth = read_flow(path[2], frame[0].height, frame[0].width, &e);
-    if (truth) out = ma_alloc((size_t)(pad[2] * pad[3]), 2 * sizeof *out);
+    if (!read_frame(path[0], &frame[0], &e) && !read_frame(path[1], &frame[1], &e))
+        truth = read_flow(path[2], frame[0].height, frame[0].width, &e);
+    if (truth) {
+        raft_padding(frame[0].height, frame[0].width, pad);
+        in = ma_alloc((size_t)(pad[2] * pad[3]), 2 * 3);
+        out = ma_alloc((size_t)(pad[2] * pad[3]), 2 * sizeof *out);
+        for (int k = 0; k < 2; k++)
+            raft_pad(frame[k].rgb, frame[k].height, frame[k].width, in + k * pad[2] * pad[3] * 3);
+    }
     for (int k = 0; k < UPDATES; k++) {
         error[k] = INFINITY;
-        if (!out) continue;
-        ma_tensor *a = ma_input(c, in[0], MA_SHAPE(1, 1, pad[2], pad[3], 3));
-        ma_tensor *b = ma_input(c, in[1], MA_SHAPE(1, 1, pad[2], pad[3], 3));
-        ma_tensor *flow = raft_forward(c, net, a, b, updates[k]);
+        if (!truth) continue;
+        ma_tensor *frames = ma_new(c, MA_U8, MA_SHAPE(1, 2, pad[2], pad[3], 3));
+        ma_put_raw(c, frames, in);
+        ma_tensor *flow = raft_between(c, net, frames, 1, 0, 1, updates[k]);
         if (flow && !ma_get(c, flow, out)) error[k] = end_point_error(out, pad, truth, frame[0].height, frame[0].width);
         ma_reset(c);
     }
     if (e.reason) printf("# %s\n", e.text);
     for (int k = 0; k < 3; k++) free(path[k]);
-    for (int k = 0; k < 2; k++) {
-        ma_release(in[k]);
-        ma_clip_free(&frame[k]);
-    }
+    for (int k = 0; k < 2; k++) ma_clip_free(&frame[k]);
+    ma_release(in);
     ma_release(truth);
     ma_release(out);
 }

@@ -4,7 +4,7 @@
 
 RAFT/core: that folder of a checkout of github.com/princeton-vl/RAFT, the reference for the original names. Needs torch and
 torchvision. The networks have their published sizes (the formula makes the weights, so they cost no space); three
-updates of random weights; every third pixel of the flow is kept, which meets all 8x8 phases of the upsampling. float32,
+updates of random weights on frames of whole numbers; every third pixel of the flow is kept, which meets all 8x8 phases of the upsampling. float32,
 as the references have it.
 """
 import argparse
@@ -21,7 +21,7 @@ HEIGHT, WIDTH, UPDATES, EVERY = 128, 136, 3, 3
 
 def images(case):
     shape = [1, 1, HEIGHT, WIDTH, 3]
-    return [case.input(name, shape, 128.0, 64.0)[:, 0].permute(0, 3, 1, 2) for name in ("a", "b")]
+    return [case.input(name, shape, 128.0, 64.0).round()[:, 0].permute(0, 3, 1, 2) for name in ("a", "b")]
 
 
 def finish(case, flow):
