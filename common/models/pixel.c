@@ -1,8 +1,6 @@
 /* pixel: see pixel.h. */
 #include "pixel.h"
 
-#include <math.h>
-
 void pixel_encode(const uint8_t *rgb, int64_t t, int64_t h, int64_t w, int64_t p, float *latent) {
     const int64_t rows = h / p, columns = w / p, channels = 3 * p * p, plane = t * rows * columns;
     for (int64_t n = 0; n < t; n++)
@@ -14,14 +12,13 @@ void pixel_encode(const uint8_t *rgb, int64_t t, int64_t h, int64_t w, int64_t p
     for (int64_t k = channels * plane; k < 2 * channels * plane; k++) latent[k] = PIXEL_LOG_VARIANCE;
 }
 
-void pixel_decode(const float *x, int64_t t, int64_t h, int64_t w, int64_t p, uint8_t *rgb) {
+void pixel_decode(const float *x, int64_t t, int64_t h, int64_t w, int64_t p, float *rgb) {
     const int64_t height = h * p, width = w * p, channels = 3 * p * p;
     for (int64_t n = 0; n < t; n++)
         for (int64_t y = 0; y < height; y++)
             for (int64_t k = 0; k < width; k++)
                 for (int64_t c = 0; c < 3; c++) {
                     const float *token = x + ((n * h + y / p) * w + k / p) * channels;
-                    float v = (token[c * p * p + y % p * p + k % p] + 1) * 127.5f;
-                    rgb[((n * height + y) * width + k) * 3 + c] = (uint8_t)lrintf(fminf(fmaxf(v, 0), 255));
+                    rgb[((n * height + y) * width + k) * 3 + c] = token[c * p * p + y % p * p + k % p];
                 }
 }

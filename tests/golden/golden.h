@@ -3,6 +3,7 @@
 #ifndef GOLDEN_H
 #define GOLDEN_H
 
+#include "../../common/file.h"
 #include "../../common/ops.h"
 #include "../../common/param.h"
 #include "../tap.h"
@@ -126,6 +127,20 @@ static inline int golden_list(const golden *g, const char *key, int64_t *n) {
     const cJSON *x = cJSON_GetObjectItem(g->meta, key);
     golden_need(x, key, NULL);
     return golden_shape(x, n);
+}
+
+/* What a JSON setting says, as the file that the reader reads. */
+typedef int golden_reader(const char *path, void *out, ma_err *);
+static inline void golden_setting(const golden *g, const char *key, golden_reader *read, void *out) {
+    char path[] = "/tmp/ma-golden-XXXXXX";
+    int fd = mkstemp(path);
+    char *text = cJSON_PrintUnformatted(cJSON_GetObjectItem(g->meta, key));
+    ma_err e = {0};
+    golden_need(fd >= 0 && text && !ma_write_all(fd, text, strlen(text), &e), path, &e);
+    close(fd);
+    ok(!read(path, out, &e), "%s: %s.json is read %s", g->name, key, e.text);
+    unlink(path);
+    free(text);
 }
 
 /* An input's values, in our layout (ma_array_free). */
