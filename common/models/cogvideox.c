@@ -168,6 +168,7 @@ int cogvideox_config_write(const char *path, const cogvideox_config *config, ma_
 
 typedef struct linear {
     ma_tensor *w, *b; /* (out, in), (out) */
+    lora_pair lora;
 } linear;
 
 typedef struct norm {
@@ -201,8 +202,7 @@ struct cogvideox {
 };
 
 static linear make_linear(ma_params *p, ma_init init, int64_t out, int64_t in, const char *name) {
-    linear l;
-    l.w = ma_param(p, MA_PLAIN, init, MA_SHAPE(out, in), "%s.weight", name);
+    linear l = {.w = ma_param(p, MA_PLAIN, init, MA_SHAPE(out, in), "%s.weight", name)};
     l.b = ma_param(p, MA_PLAIN, init, MA_SHAPE(out), "%s.bias", name);
     return l;
 }
@@ -214,21 +214,36 @@ static norm make_norm(ma_params *p, int64_t width, const char *name) {
     return n;
 }
 
+/* A linear map of a block: where it lives, its name in the block, how it is drawn, its sizes. */
+typedef struct block_map {
+    linear *to;
+    const char *part;
+    ma_init init;
+    int64_t out, in;
+} block_map;
+
+enum { BLOCK_MAPS = 8 };
+
 /* Drawn networks start with every block as the identity (adaLN-Zero, Peebles & Xie 2023). */
-static void make_block(ma_params *p, const cogvideox *net, int index, block *b) {
-    const int64_t width = net->width, head = net->c.head_dim, time = net->c.time_embed_dim;
-    char name[96];
-    const struct {
-        linear *to;
-        const char *part;
-        ma_init init;
-        int64_t out, in;
-    } maps[] = {
+static void maps_of(const cogvideox *net, block *b, block_map maps[BLOCK_MAPS]) {
+    const int64_t width = net->width, time = net->c.time_embed_dim;
+    const block_map all[BLOCK_MAPS] = {
         {&b->mod1, "norm1.linear", MA_INIT_ZERO, 6 * width, time}, {&b->q, "attn1.to_q", MA_INIT_FAN, width, width},
         {&b->k, "attn1.to_k", MA_INIT_FAN, width, width},          {&b->v, "attn1.to_v", MA_INIT_FAN, width, width},
         {&b->out, "attn1.to_out.0", MA_INIT_FAN, width, width},    {&b->mod2, "norm2.linear", MA_INIT_ZERO, 6 * width, time},
         {&b->up, "ff.net.0.proj", MA_INIT_FAN, 4 * width, width},  {&b->down, "ff.net.2", MA_INIT_FAN, width, 4 * width},
     };
+    memcpy(maps, all, sizeof all);
+}
+
+static void block_name(char name[96], int index, const char *part) {
+    snprintf(name, 96, "transformer_blocks.%d.%s", index, part);
+}
+
+static void make_block(ma_params *p, const cogvideox *net, int index, block *b) {
+    const int64_t width = net->width, head = net->c.head_dim;
+    char name[96];
+    block_map maps[BLOCK_MAPS];
     const struct {
         norm *to;
         const char *part;
@@ -238,12 +253,13 @@ static void make_block(ma_params *p, const cogvideox *net, int index, block *b) 
                  {&b->norm_k, "attn1.norm_k", head},
                  {&b->norm2, "norm2.norm", width}};
     b->net = net;
-    for (size_t k = 0; k < sizeof maps / sizeof *maps; k++) {
-        snprintf(name, sizeof name, "transformer_blocks.%d.%s", index, maps[k].part);
+    maps_of(net, b, maps);
+    for (int k = 0; k < BLOCK_MAPS; k++) {
+        block_name(name, index, maps[k].part);
         *maps[k].to = make_linear(p, maps[k].init, maps[k].out, maps[k].in, name);
     }
     for (size_t k = 0; k < sizeof norms / sizeof *norms; k++) {
-        snprintf(name, sizeof name, "transformer_blocks.%d.%s", index, norms[k].part);
+        block_name(name, index, norms[k].part);
         *norms[k].to = make_norm(p, norms[k].width, name);
     }
 }
@@ -271,6 +287,19 @@ cogvideox *cogvideox_make(ma_params *p, const cogvideox_config *config) {
     net->norm_out = make_norm(p, width, "norm_out.norm");
     net->out = make_linear(p, MA_INIT_ZERO, (int64_t)c->patch * c->patch * c->out_channels, width, "proj_out");
     return net;
+}
+
+int cogvideox_adapt(cogvideox *net, lora *l) {
+    for (int k = 0; k < net->c.layers; k++) {
+        block_map maps[BLOCK_MAPS];
+        maps_of(net, &net->blocks[k], maps);
+        for (int m = 0; m < BLOCK_MAPS; m++) {
+            char name[96];
+            block_name(name, k, maps[m].part);
+            if (lora_adapt(l, name, maps[m].to->w, &maps[m].to->lora)) return -1;
+        }
+    }
+    return lora_end(l);
 }
 
 void cogvideox_free(cogvideox *net) {
@@ -365,11 +394,11 @@ static int prepare_grid(ma_ctx *c, cogvideox *net, int64_t frames, int64_t heigh
 /* ---- forward ---- */
 
 static ma_tensor *apply(ma_ctx *c, const linear *l, ma_tensor *x, ma_act act) {
-    return ma_linear(c, x, l->w, l->b, act);
+    if (!l->lora.a) return ma_linear(c, x, l->w, l->b, act);
+    return lora_add(c, &l->lora, x, ma_linear(c, x, l->w, l->b, MA_NONE), act);
 }
 
-/* silu of the time embedding (B, time_embed_dim): every use of it begins so. */
-static ma_tensor *embed_time(ma_ctx *c, const cogvideox *net, const double *t, int64_t batch) {
+ma_tensor *cogvideox_times(ma_ctx *c, const cogvideox *net, const double *t, int64_t batch) {
     const int64_t width = net->width, half = width / 2;
     float *table = ma_alloc((size_t)batch, (size_t)width * sizeof *table);
     if (!table) {
@@ -382,10 +411,14 @@ static ma_tensor *embed_time(ma_ctx *c, const cogvideox *net, const double *t, i
             table[b * width + j] = (float)(net->c.flip_sin_to_cos ? cos(x) : sin(x));
             table[b * width + half + j] = (float)(net->c.flip_sin_to_cos ? sin(x) : cos(x));
         }
-    ma_tensor *e = ma_input(c, table, MA_SHAPE(batch, width));        /* (B, width) */
+    ma_tensor *times = ma_input(c, table, MA_SHAPE(batch, width));
     ma_release(table);
-    e = apply(c, &net->time1, e, MA_SILU);                            /* (B, time) */
-    return apply(c, &net->time2, e, MA_SILU);                         /* (B, time) */
+    return times;
+}
+
+/* silu of the time embedding: every use of it begins so.                          times (B, width) → (B, time_embed_dim) */
+static ma_tensor *embed_time(ma_ctx *c, const cogvideox *net, ma_tensor *times) {
+    return apply(c, &net->time2, apply(c, &net->time1, times, MA_SILU), MA_SILU);
 }
 
 /* A head's view of a projection: normalised and turned where asked.                 x (B,L,C) → (B,L,H,D) */
@@ -455,7 +488,8 @@ ma_tensor *cogvideox_forward(ma_ctx *c, cogvideox *net, ma_tensor *x, const doub
     }
     if (prepare_grid(c, net, frames, height, width)) return NULL;
     net->text_length = text ? text->n[1] : 0;
-    ma_tensor *in[2] = {embed_tokens(c, net, x, text), embed_time(c, net, t, batch)};
+    ma_tensor *times = run->times ? run->times : cogvideox_times(c, net, t, batch);
+    ma_tensor *in[2] = {embed_tokens(c, net, x, text), embed_time(c, net, times)};
     const bool lean = run->checkpoint || !ma_recorded(c); /* without a backward pass nothing in a block need stay */
     for (int k = 0; k < net->c.layers; k++) {
         in[0] = lean ? ma_checkpoint(c, run_block, &net->blocks[k], in, 2) : run_block(c, &net->blocks[k], in);

@@ -5,6 +5,7 @@
 
 #include "../ops.h"
 #include "../param.h"
+#include "lora.h"
 
 typedef struct cogvideox_config {
     int heads, head_dim, layers;              /* 30, 64, 30 */
@@ -25,11 +26,17 @@ int cogvideox_config_write(const char *path, const cogvideox_config *, ma_err *)
 typedef struct cogvideox cogvideox;
 cogvideox *cogvideox_make(ma_params *, const cogvideox_config *);
 void cogvideox_free(cogvideox *);
+/* Gives the linear maps of its blocks the adapters that are meant for them; lora_end is called. -1: the context has
+ * failed. */
+int cogvideox_adapt(cogvideox *, lora *);
 
 typedef struct cogvideox_run {
     int hidden_after;     /* hand out the hidden state after this block, counted from one; 0: none */
     bool checkpoint;      /* recompute blocks in the backward pass */
+    ma_tensor *times;     /* cogvideox_times, for a forward pass that is to be replayed (ma_replay); NULL: made from t */
 } cogvideox_run;
+/* What the network takes of B timesteps: (B,width). */
+ma_tensor *cogvideox_times(ma_ctx *, const cogvideox *, const double *t, int64_t batch);
 /* x (B,F,h,w,in) noisy latents; t: B timesteps on the host; text (B,L,text_embed_dim) or NULL
  * → velocity (B,F,h,w,out); *hidden (B,F,h/2,w/2,width) video tokens, where asked. */
 ma_tensor *cogvideox_forward(ma_ctx *, cogvideox *, ma_tensor *x, const double *t, ma_tensor *text,

@@ -3,6 +3,52 @@
 #include "relations.h"
 
 #include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- names ---- */
+
+static const char *const NAMES[ALIGN_KINDS] = {[ALIGN_SOFT_TRD] = "soft-trd",
+                                               [ALIGN_TRD] = "trd",
+                                               [ALIGN_TRD_SPATIAL] = "trd-spatial",
+                                               [ALIGN_TRD_TEMPORAL] = "trd-temporal",
+                                               [ALIGN_REPA] = "repa"};
+
+const char *align_name(align_loss kind) {
+    return NAMES[kind];
+}
+
+/* One of them, the n bytes at s: NAME or NAME=WEIGHT. */
+static int read_term(const char *s, size_t n, double lambda, align_terms *t, ma_err *e) {
+    char *equals = memchr(s, '=', n), *end = equals;
+    const size_t length = equals ? (size_t)(equals - s) : n;
+    const double weight = equals ? strtod(equals + 1, &end) : lambda;
+    int kind = 0;
+    while (kind < ALIGN_KINDS && (strlen(NAMES[kind]) != length || memcmp(NAMES[kind], s, length))) kind++;
+    if (kind == ALIGN_KINDS)
+        return ma_fail(e, MA_USAGE, "--loss: %.*s is not one of soft-trd, trd, trd-spatial, trd-temporal, repa, none",
+                       (int)length, s);
+    if (equals && (end != s + n || end == equals + 1 || !(weight >= 0 && weight <= 1e6)))
+        return ma_fail(e, MA_USAGE, "--loss: %.*s: the weight is not a number in 0..1e6", (int)n, s);
+    for (int k = 0; k < t->n; k++)
+        if ((int)t->at[k].kind == kind) return ma_fail(e, MA_USAGE, "--loss: %s twice", NAMES[kind]);
+    t->at[t->n].kind = (align_loss)kind;
+    t->at[t->n++].weight = weight;
+    return 0;
+}
+
+int align_terms_read(const char *text, double lambda, align_terms *t, ma_err *e) {
+    *t = (align_terms){0};
+    int rc = 0;
+    if (!strcmp(text, "none")) return 0;
+    for (const char *s = text, *end; s && !rc; s = *end ? end + 1 : NULL) {
+        end = strchrnul(s, ',');
+        rc = read_term(s, (size_t)(end - s), lambda, t, e);
+    }
+    return rc;
+}
+
+/* ---- losses ---- */
 
 /* What a pair `apart` frames apart counts, of F frames with N tokens each. */
 static double weight_of(align_loss kind, int64_t apart, int64_t frames, int64_t tokens, double tau) {

@@ -2,14 +2,16 @@
 
     python3 tests/golden/cogvideox.py
 
-Needs torch and diffusers, whose transformer and scheduler are the reference; the projector and the losses are written
-here from the text, with whole matrices of relations. Everything is computed in double from the float32 weights (the
-scheduler's table and the rotary embedding stay float32, as diffusers has them).
+Needs torch and diffusers, whose transformer and scheduler are the reference; the projector, the adapters and the losses
+are written here from the text, with whole matrices of relations; those of VideoREPA as its published trainer computes
+them. Everything is computed in double from the float32 weights (the scheduler's table and the rotary embedding stay
+float32, as diffusers has them).
 
     CASE/velocity, CASE/hidden        the output, and the video tokens after block `hidden_after`
     CASE/bare                         the output for the first sample without any text
-    CASE/diff, CASE/LOSS              L_diff in METHOD's form (x0, weighted); L_align of each loss
-    CASE/grad/LOSS/PARAMETER          of L_diff + lambda * L_align; of L_diff alone for `none`
+    CASE/diff, CASE/NAME              L_diff in METHOD's form (x0, weighted); L_align of each kind
+    CASE/total/LOSS                   L_diff + sum of weight * L_align; LOSS as --loss has it, NAME or NAME=X,NAME=X
+    CASE/grad/LOSS/PARAMETER          of that; of L_diff alone for `none`. With adapters, of what is trained with them
 
 To save space a gradient that is the same bit for bit as that of `none` (everything after the block that is aligned) is
 not stored again: the test takes that of `none` where there is no other.
@@ -55,22 +57,58 @@ def difference(z, m):
     return (torch.einsum("bfnc,bgmc->bfngm", z, z) - torch.einsum("bfnc,bgmc->bfngm", m, m)).abs()
 
 
+def videorepa(loss, z, m):
+    """The formulas of VideoREPA's trainer (finetune/models/cogvideox_t2v_align): tokens normalised, then all products."""
+    z, m = (F.normalize(x.flatten(2, 3), dim=-1) for x in (z, m))            # (B, F, N, C)
+    frames = z.shape[1]
+    z, m = (x.flatten(0, 1) if loss == "trd-spatial" else x.flatten(1, 2) for x in (z, m))
+    over = F.relu((torch.bmm(z, z.transpose(1, 2)) - torch.bmm(m, m.transpose(1, 2))).abs() - MARGIN)
+    if loss == "trd-temporal":
+        over = over.unflatten(2, (frames, -1)).unflatten(1, (frames, -1)).clone()  # (B, F, N, F, N)
+        for f in range(frames):
+            over[:, f, :, f, :] = 0
+        return over.mean() * frames / (frames - 1)
+    return over.mean()
+
+
 def align(loss, z, m):
     if loss == "repa":
         return -F.cosine_similarity(z, m, dim=-1).mean()
+    if loss.startswith("trd"):
+        return videorepa(loss, z, m)
+    assert loss == "soft-trd"
     d = difference(z, m)
     frames = range(d.shape[1])
-    if loss == "trd":
-        return F.relu(d - MARGIN).mean()
     same = torch.stack([d[:, f, :, f] for f in frames], 1)                   # (B, F, N, N)
-    if loss == "trd-spatial":
-        return F.relu(same - MARGIN).mean()
-    if loss == "trd-temporal":
-        return torch.stack([F.relu(d[:, f, :, g] - MARGIN) for f in frames for g in frames if f != g]).mean()
-    assert loss == "soft-trd"
     distance = torch.tensor([[abs(f - g) for g in frames] for f in frames], dtype=d.dtype)
     weight = torch.where(distance > 0, torch.exp(-distance / TAU), 0)
     return same.mean() + (weight[None, :, None, :, None] * d).mean()
+
+
+class Adapted(nn.Module):
+    """A linear map with an adapter: Wx + alpha/rank * B(Ax)."""
+
+    def __init__(self, linear, a, b, scale):
+        super().__init__()
+        self.linear, self.a, self.b, self.scale = linear, nn.Parameter(a), nn.Parameter(b), scale
+
+    def forward(self, x):
+        return self.linear(x) + self.scale * (x @ self.a.T) @ self.b.T
+
+
+def adapt(net, c, rank, alpha, targets):
+    """Puts adapters on the modules whose names end so; their parameters by their names in diffusers' file."""
+    found = {}
+    for name, module in list(net.named_modules()):
+        if not any(name.endswith("." + t) for t in targets):
+            continue
+        stem, out = f"transformer.{name}.lora_", module.weight.shape[0]
+        one = Adapted(module, c.param(stem + "A.weight", [rank, module.weight.shape[1]]),
+                      c.param(stem + "B.weight", [out, rank]), alpha / rank)
+        parent, _, child = name.rpartition(".")
+        setattr(net.get_submodule(parent), child, one)
+        found |= {stem + "A.weight": one.a, stem + "B.weight": one.b}
+    return found
 
 
 def rotary(net, frames, height, width):
@@ -80,7 +118,7 @@ def rotary(net, frames, height, width):
     return get_3d_rotary_pos_embed(c.attention_head_dim, crop, grid, frames)
 
 
-def case(name, rotates, latent, text_length, target, losses):
+def case(name, rotates, latent, text_length, target, losses, lora=None):
     frames, height, width = latent
     net = CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=CHANNELS, out_channels=CHANNELS, time_embed_dim=16,
@@ -96,6 +134,8 @@ def case(name, rotates, latent, text_length, target, losses):
              tau=TAU, margin=MARGIN, **{"lambda": LAMBDA})
     c.fill(net, gain=1.5)
     c.fill(projector, gain=1.5)
+    adapters = adapt(net, c, **lora) if lora else {}
+    c.meta["lora"] = lora
     net, projector = net.double(), projector.double()
     x0, noise = (c.input(n, [2, *latent, CHANNELS]).double().permute(0, 1, 4, 2, 3) for n in ("x0", "noise"))
     text = c.input("text", [2, text_length, TEXT_DIM]).double()
@@ -117,14 +157,16 @@ def case(name, rotates, latent, text_length, target, losses):
     diff = ((x0_hat - x0).square() / (1 - alpha_bar)).mean()
     c.keep("diff", diff)
 
-    parameters = dict(net.named_parameters()) | dict(projector.named_parameters())
+    parameters = (adapters or dict(net.named_parameters())) | dict(projector.named_parameters())
     plain = {}
     for loss in ["none"] + losses:
         total = diff
-        if loss != "none":
-            value = align(loss, projector(hidden), teacher)
-            c.keep(loss, value)
-            total = diff + LAMBDA * value
+        for term in loss.split(",") if loss != "none" else []:
+            kind, _, weight = term.partition("=")
+            value = align(kind, projector(hidden), teacher)
+            c.keep(kind, value)
+            total = total + float(weight or LAMBDA) * value
+        c.keep(f"total/{loss}", total)
         grads = torch.autograd.grad(total, list(parameters.values()), retain_graph=True, allow_unused=True)
         for key, grad in zip(parameters, grads):
             if grad is None:
@@ -144,9 +186,12 @@ def case(name, rotates, latent, text_length, target, losses):
 
 
 if __name__ == "__main__":
+    every = ["soft-trd", "trd", "trd-spatial", "trd-temporal", "repa"]
     save("cogvideox", [
         # The projector as published: time doubled, a third of the size in space.
-        case("sincos", False, [5, 12, 18], MAX_TEXT, [8, 2, 3], ["soft-trd", "trd", "trd-spatial", "trd-temporal", "repa"]),
+        case("sincos", False, [5, 12, 18], MAX_TEXT, [8, 2, 3], every),
         # Another grid than the configuration's (the rotary grid is scaled), fewer text tokens, a teacher of any size.
-        case("rotary", True, [4, 8, 14], 3, [5, 3, 5], ["soft-trd"]),
+        case("rotary", True, [4, 8, 14], 3, [5, 3, 5], every + ["soft-trd=0.25,trd=2,repa=0.125"]),
+        case("adapted", True, [3, 8, 12], 3, [4, 2, 3], ["soft-trd"],
+             dict(rank=3, alpha=6.0, targets=["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"])),
     ])
