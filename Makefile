@@ -17,10 +17,10 @@ PYTHON  ?= $(shell for p in python3 /usr/bin/python3; do $$p -c 'import numpy' 2
 
 # ---- what is here ----
 FLOORS  := libavformat=58.76 libavcodec=58.134 libavutil=56.70 libswscale=5.9 libarchive=3.6 \
-           libzstd=1.4.8 openblas=0.3 libcjson=1.7.10 zlib=1.2
+           libzstd=1.4.8 openblas=0.3 libcjson=1.7.10 zlib=1.2 sentencepiece=0.1.96
 PKGS    := $(foreach f,$(FLOORS),$(firstword $(subst =, ,$f)))
-DEBS    := gcc make pkg-config libavcodec-dev libavformat-dev libavutil-dev libswscale-dev \
-           libarchive-dev libzstd-dev libopenblas-dev libcjson-dev zlib1g-dev
+DEBS    := gcc g++ make pkg-config libavcodec-dev libavformat-dev libavutil-dev libswscale-dev \
+           libarchive-dev libzstd-dev libopenblas-dev libcjson-dev zlib1g-dev libsentencepiece-dev
 DEBS_CHECK := perl zstd ffmpeg mandoc python3 python3-numpy xz-utils
 
 ifeq ($(filter clean deps deps-check help,$(MAKECMDGOALS)),)
@@ -49,13 +49,16 @@ CFLAGS  ?= -g
 SAFE    := $(shell $(CC) -mmove-max=128 -mstore-max=128 -E -x c /dev/null >/dev/null 2>&1 && echo -mmove-max=128 -mstore-max=128)
 ALL_CFLAGS := -std=c17 -D_GNU_SOURCE $(OPT) -march=$(MARCH) $(SAFE) -fno-math-errno -fopenmp $(WARN) $(CFLAGS) \
              $(shell pkg-config --cflags $(PKGS))
-LIBS    := -Wl,--as-needed $(shell pkg-config --libs $(PKGS)) -ldl -lpthread -lm
+# The one C++ file, around a library that is C++. vptr checks would need the C++ compiler to link.
+CXX_FLAGS  := $(patsubst -std=%,-std=c++17,$(ALL_CFLAGS)) $(if $(SAN),-fno-sanitize=vptr)
+LIBS    := -Wl,--as-needed $(shell pkg-config --libs $(PKGS)) -lstdc++ -ldl -lpthread -lm
 
 SRC     := $(wildcard common/*.c common/models/*.c kernels/cpu/*.c)
-OBJ     := $(SRC:%.c=$O/obj/%.o)
+OBJ     := $(SRC:%.c=$O/obj/%.o) $(patsubst %.cc,$O/obj/%.o,$(wildcard common/*.cc))
 TOOLS   := $(patsubst tools/%.c,$O/%,$(wildcard tools/ma-*.c))
 TESTS_C := $(patsubst tests/%.c,$O/tests/%,$(filter-out tests/bench/% tests/gpu/%,$(wildcard tests/*/*.c)))
 TESTS_G := $(patsubst tests/%.c,$O/tests/%,$(wildcard tests/gpu/*.c))
+TESTS_B := $(patsubst tests/%.c,$O/tests/%,$(wildcard tests/bench/*.c))
 GOLDEN  := $(filter $O/tests/golden/%,$(TESTS_C))
 TESTS_T := $(filter-out tests/gpu/%,$(wildcard tests/*/*.t))
 
@@ -67,6 +70,11 @@ $O/obj/%.o: %.c
 	@mkdir -p $(@D)
 	@echo "  CC   $<"
 	$Q$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+
+$O/obj/%.o: %.cc
+	@mkdir -p $(@D)
+	@echo "  CXX  $<"
+	$Q$(CC) $(CXX_FLAGS) -MMD -MP -c $< -o $@
 
 $O/libma.a: $(OBJ)
 	@rm -f $@
@@ -103,7 +111,7 @@ check: deps-check
 	@$(MAKE) --no-print-directory all check-programs
 	@O=$O SHARED=$(SHARED) PYTHON=$(PYTHON) QUICK=$(QUICK) CC="$(CC)" prove --timer -e '' $(sort $(TESTS_C)) $(TESTS_T)
 
-check-programs: $(TESTS_C) $(TESTS_G) $O/tests/bench/cpu $O/tests/bench/gpu
+check-programs: $(TESTS_C) $(TESTS_G) $(TESTS_B)
 
 # Tests lie deeper than the tools, beside which libma-cuda.so is looked for.
 ON_GPU  = LD_LIBRARY_PATH=$O:$$LD_LIBRARY_PATH
@@ -118,16 +126,22 @@ check-gpu: all $(TESTS_G) $(GOLDEN)
 bench-cpu: $O/tests/bench/cpu
 	$O/tests/bench/cpu
 
-bench: all $O/tests/bench/gpu
+bench: all $(foreach b,gpu t5 vae,$O/tests/bench/$b)
 	@{ printf '# Benchmarks\n\nWritten by `make bench` on %s; card and driver: %s; %s.\n\n```\n' "$$(date +%F)" \
 	"$$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -n 1)" "$$($(NVCC) --version | tail -n 1)"; \
-	$(ON_GPU) $O/tests/bench/gpu && printf '```\n'; } | tee BENCHMARKS.md
+	$(ON_GPU) $O/tests/bench/gpu && $(ON_GPU) $O/tests/bench/t5 && $(ON_GPU) $O/tests/bench/vae bf16 tiles && printf '```\n'; } | \
+	tee BENCHMARKS.md
 
 install: all
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/man/man5
 	install -m 755 $(TOOLS) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(wildcard man/*.1) $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 $(wildcard man/*.5) $(DESTDIR)$(PREFIX)/share/man/man5
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/ma-tools/,presets slurm)
+	install -m 644 $(wildcard pipelines/*.mk pipelines/*.sh) $(DESTDIR)$(PREFIX)/share/ma-tools
+	install -m 755 pipelines/plot-log $(DESTDIR)$(PREFIX)/share/ma-tools
+	install -m 644 $(wildcard pipelines/presets/*) $(DESTDIR)$(PREFIX)/share/ma-tools/presets
+	install -m 755 pipelines/slurm/stage1 pipelines/slurm/stage1.sbatch $(DESTDIR)$(PREFIX)/share/ma-tools/slurm
 	$(if $(CUDA_LIBRARY),install -d $(DESTDIR)$(PREFIX)/lib/ma-tools && install -m 755 $(CUDA_LIBRARY) $(DESTDIR)$(PREFIX)/lib/ma-tools)
 
 clean:

@@ -95,3 +95,23 @@ int ma_av_to_rgb(const AVFrame *f, struct SwsContext **sws, uint8_t *rgb, const 
     int done = sws_scale(*sws, (const uint8_t *const *)f->data, f->linesize, 0, f->height, planes, rows);
     return done == f->height ? 0 : ma_fail(e, MA_CORRUPT, "%s: colours cannot be converted", name);
 }
+
+bool ma_av_yuv(const AVFrame *f, ma_scale_yuv *out) {
+    const AVPixFmtDescriptor *d = av_pix_fmt_desc_get(f->format);
+    const uint64_t other =
+        AV_PIX_FMT_FLAG_RGB | AV_PIX_FMT_FLAG_PAL | AV_PIX_FMT_FLAG_BITSTREAM | AV_PIX_FMT_FLAG_HWACCEL;
+    if (!d || d->nb_components != 3 || d->flags & other || f->colorspace == AVCOL_SPC_YCGCO) return false;
+    for (int k = 0; k < 3; k++)
+        if (d->comp[k].plane != k || d->comp[k].step != 1 || d->comp[k].depth != 8 || f->linesize[k] <= 0) return false;
+    bool full =
+        f->color_range == AVCOL_RANGE_UNSPECIFIED ? !strncmp(d->name, "yuvj", 4) : f->color_range == AVCOL_RANGE_JPEG;
+    const int *c = sws_getCoefficients((int)f->colorspace); /* of limited range, in 65536ths: Cr to R, Cb to B, to G */
+    float luma = full ? 1 : 255 / 219.0f, chroma = full ? 224 / 255.0f / 65536 : 1 / 65536.0f, black = full ? 0 : 16;
+    float of[3][2] = {{0, (float)c[0]}, {(float)-c[2], (float)-c[3]}, {(float)c[1], 0}};
+    *out = (ma_scale_yuv){.down = d->log2_chroma_h, .across = d->log2_chroma_w};
+    for (int k = 0; k < 3; k++) {
+        float u = of[k][0] * chroma, v = of[k][1] * chroma;
+        memcpy(out->matrix[k], (float[]){luma, u, v, -luma * black - 128 * (u + v)}, sizeof out->matrix[k]);
+    }
+    return true;
+}

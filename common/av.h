@@ -2,7 +2,7 @@
  * colours spelt out. Only video_*.c and image_file.c include it. */
 #ifndef MA_AV_H
 #define MA_AV_H
-#include "base.h"
+#include "scale.h"
 #include <libavutil/frame.h>
 #include <libswscale/swscale.h>
 
@@ -26,5 +26,7 @@ struct SwsContext *ma_av_scaler(int width, int height, ma_av_pixels from, ma_av_
 /* A decoded frame as RGB, (height, width, 3), as the ffmpeg program would give it. *sws is made when NULL, and is the
  * caller's: sws_freeContext. */
 int ma_av_to_rgb(const AVFrame *, struct SwsContext **sws, uint8_t *rgb, const char *name, ma_err *);
+/* How a frame's planes make RGB, in the same colours, for scale.h. false: it has not the three of 8 bit for that. */
+bool ma_av_yuv(const AVFrame *, ma_scale_yuv *);
 
 #endif

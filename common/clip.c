@@ -140,3 +140,8 @@ void ma_clip_release(void *self, void *job) {
     ma_clip_free(&j->clip);
     free(j);
 }
+
+size_t ma_clip_bytes(const void *job) {
+    const ma_clip *c = &((const ma_clip_job *)job)->clip;
+    return (size_t)(c->frames * c->height * c->width) * 3;
+}

@@ -43,13 +43,13 @@ typedef struct ma_clip_job {
 } ma_clip_job;
 
 /* For prepare: decodes, unless the members are there. Takes the entry over (NULL: out of memory). A clip too short,
- * where
- * --short skip was given: the sample is freed and set to NULL. */
+ * where --short skip was given: the sample is freed and set to NULL. */
 ma_clip_job *ma_clip_begin(const ma_cli *, const ma_clip_args *, ma_sample **, cJSON *entry, bool there, ma_err *why);
-/* For work, after a good sample's: the entry gets "clip" {"frames", "times", "fps", "size", "source", "crop",
- * "rotation"} and becomes the tool's in KEY.json. Nothing, where nothing was to be done. */
+/* For finish, or work's end, of a good sample: the entry gets "clip" {"frames", "times", "fps", "size", "source",
+ * "crop", "rotation"} and becomes the tool's in KEY.json. Nothing, where nothing was to be done. */
 void ma_clip_finish(const ma_cli *, ma_sample *, ma_clip_job *, ma_err *why);
-/* For release. */
+/* For release and bytes. */
 void ma_clip_release(void *self, void *job);
+size_t ma_clip_bytes(const void *job);
 
 #endif

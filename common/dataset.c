@@ -89,8 +89,8 @@ static int take_member(const ma_dataset *d, const ma_sample *s, int k, ma_array 
         return ma_fail(why, MA_SHAPE, "%s: has %s %s, unlike the first sample", s->key, here ? "a" : "no", ext);
     if (d->o.optional[k] && !here) return 0;
     if (ma_sample_array(s, ext, a, why)) return -1;
-    if (a->type != MA_F16 && a->type != MA_F32)
-        return ma_fail(why, MA_SHAPE, "%s: %s is neither f16 nor f32", s->key, ext);
+    if (a->type != MA_F16 && a->type != MA_F32 && a->type != MA_BOOL)
+        return ma_fail(why, MA_SHAPE, "%s: %s is neither f16 nor f32 nor bool", s->key, ext);
     if (!finite_array(a)) return ma_fail(why, MA_NOTFINITE, "%s: %s holds NaN or infinity", s->key, ext);
     char x[160], y[160];
     if (d->begun && !same_shape(a, like))
@@ -172,17 +172,6 @@ int ma_dataset_next(ma_dataset *d, ma_item *item, ma_err *e) {
     }
     d->waited += ma_now() - start;
     return rc;
-}
-
-int ma_dataset_skip(ma_dataset *d, int64_t draws, ma_err *e) {
-    for (int64_t k = 0; k < draws; k++) {
-        ma_item item;
-        int rc = ma_dataset_next(d, &item, e);
-        if (rc < 0) return -1;
-        if (!rc) return ma_fail(e, MA_CUT, "the input ends before the sample at which the run was left");
-        ma_item_free(&item);
-    }
-    return 0;
 }
 
 const ma_array *ma_dataset_shape(ma_dataset *d, int member, ma_err *e) {

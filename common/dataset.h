@@ -32,7 +32,6 @@ bool ma_dataset_once(const ma_cli *);
 ma_dataset *ma_dataset_open(const ma_dataset_opts *, ma_err *);
 /* 1: an item (ma_item_free); 0: the last epoch is over; -1: error. */
 int ma_dataset_next(ma_dataset *, ma_item *, ma_err *);
-int ma_dataset_skip(ma_dataset *, int64_t draws, ma_err *);
 /* Shape and type of a member as the first good sample has it, no data; reads that far. NULL: error, or no sample has
  * it. */
 const ma_array *ma_dataset_shape(ma_dataset *, int member, ma_err *);

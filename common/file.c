@@ -1,4 +1,4 @@
-/* file: hashes, files read whole, files written so that no half of one is ever seen. See file.h for the contracts.
+/* file: files read whole and hashed, files written so that no half of one is ever seen. See file.h for the contracts.
  *
  * Traps minded:
  * - rename() over /dev/null would replace the device: only regular files are written by way of a temporary one;
@@ -8,8 +8,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <libavutil/mem.h>
-#include <libavutil/sha.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -17,48 +15,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-/* SHA-256 */
-
-struct ma_sha {
-    struct AVSHA *state;
-};
-
-ma_sha *ma_sha_new(void) {
-    ma_sha *s = malloc(sizeof *s);
-    if (!s) return NULL;
-    s->state = av_sha_alloc();
-    if (!s->state || av_sha_init(s->state, 256) < 0) {
-        av_free(s->state);
-        free(s);
-        return NULL;
-    }
-    return s;
-}
-
-void ma_sha_add(ma_sha *s, const void *bytes, size_t n) {
-    if (!s) return;
-    const size_t most = 1 << 30; /* FFmpeg 4's length is an unsigned int */
-    const uint8_t *p = bytes;
-    for (; n > most; p += most, n -= most) av_sha_update(s->state, p, most);
-    if (n) av_sha_update(s->state, p, n);
-}
-
-void ma_sha_end(ma_sha *s, char hex[65]) {
-    uint8_t digest[32];
-    hex[0] = 0;
-    if (!s) return;
-    av_sha_final(s->state, digest);
-    for (int i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
-    av_free(s->state);
-    free(s);
-}
-
-void ma_sha_bytes(const void *bytes, size_t n, char hex[65]) {
-    ma_sha *s = ma_sha_new();
-    ma_sha_add(s, bytes, n);
-    ma_sha_end(s, hex);
-}
 
 /* Files read */
 

@@ -105,6 +105,27 @@ static int decode_still(enum AVCodecID id, const void *bytes, size_t size, AVFra
     return rc;
 }
 
+/* av_frame_free. NULL: not a picture of these kinds, or damaged. */
+static AVFrame *read_still(const void *bytes, size_t size, const char *name, ma_err *e) {
+    enum AVCodecID id = kind_of(bytes, size);
+    if (id == AV_CODEC_ID_NONE) {
+        ma_fail(e, MA_UNSUPPORTED, "%s: neither PNG nor JPEG", name);
+        return NULL;
+    }
+    if (size > INT_MAX / 2) {
+        ma_fail(e, MA_UNSUPPORTED, "%s: larger than 1 GiB", name);
+        return NULL;
+    }
+    ma_av_quiet();
+    AVFrame *f = av_frame_alloc();
+    int rc = f ? decode_still(id, bytes, size, f) : AVERROR(ENOMEM);
+    if (rc) {
+        ma_av_fail(e, MA_CORRUPT, name, "not a whole picture", rc);
+        av_frame_free(&f);
+    }
+    return f;
+}
+
 /* The clip of one picture around the decoded frame. */
 static int make_clip(const AVFrame *f, const char *name, ma_clip *c, ma_err *e) {
     size_t bytes;
@@ -126,16 +147,37 @@ static int make_clip(const AVFrame *f, const char *name, ma_clip *c, ma_err *e) 
     return rc;
 }
 
+/* The values of a decoded picture of 16 bits a channel, high byte first. */
+static uint16_t *take_values(const AVFrame *f, const char *name, ma_err *e) {
+    if (f->format != AV_PIX_FMT_RGB48BE || f->width > MOST_SIDE || f->height > MOST_SIDE) {
+        ma_fail(e, MA_UNSUPPORTED, "%s: %dx%d pixels, and not RGB of 16 bits", name, f->height, f->width);
+        return NULL;
+    }
+    size_t row = (size_t)f->width * 3;
+    uint16_t *rgb = ma_alloc((size_t)f->height, row * sizeof *rgb);
+    if (!rgb) ma_fail(e, MA_MEMORY, "%s: out of memory", name);
+    for (int y = 0; rgb && y < f->height; y++) {
+        const uint8_t *from = f->data[0] + y * f->linesize[0];
+        for (size_t i = 0; i < row; i++) rgb[(size_t)y * row + i] = (uint16_t)(from[2 * i] << 8 | from[2 * i + 1]);
+    }
+    return rgb;
+}
+
+uint16_t *ma_png_read16(const void *bytes, size_t size, const char *name, int64_t *height, int64_t *width, ma_err *e) {
+    AVFrame *f = read_still(bytes, size, name, e);
+    uint16_t *rgb = f ? take_values(f, name, e) : NULL;
+    if (rgb) {
+        *height = f->height;
+        *width = f->width;
+    }
+    av_frame_free(&f);
+    return rgb;
+}
+
 int ma_image_read(const void *bytes, size_t size, const char *name, ma_clip *out, ma_err *e) {
     *out = (ma_clip){0};
-    enum AVCodecID id = kind_of(bytes, size);
-    if (id == AV_CODEC_ID_NONE) return ma_fail(e, MA_UNSUPPORTED, "%s: neither PNG nor JPEG", name);
-    if (size > INT_MAX / 2) return ma_fail(e, MA_UNSUPPORTED, "%s: larger than 1 GiB", name);
-    ma_av_quiet();
-    AVFrame *f = av_frame_alloc();
-    int rc = f ? decode_still(id, bytes, size, f) : AVERROR(ENOMEM);
-    if (rc) rc = ma_av_fail(e, MA_CORRUPT, name, "not a whole picture", rc);
-    if (!rc) rc = make_clip(f, name, out, e);
+    AVFrame *f = read_still(bytes, size, name, e);
+    int rc = f ? make_clip(f, name, out, e) : -1;
     av_frame_free(&f);
     if (rc) ma_clip_free(out);
     return rc;

@@ -9,6 +9,7 @@
 #include "param.h"
 
 #include <errno.h>
+#include <fnmatch.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -229,6 +230,39 @@ static int enlist(ma_params *p, char *name, ma_tensor *t, ma_layout layout) {
     return 0;
 }
 
+/* ---- what is trained ---- */
+
+/* Whether a pattern, the n bytes at p, fits the name. */
+static bool fits_pattern(const char *p, size_t n, const char *name) {
+    char pattern[256];
+    if (n >= sizeof pattern) return false;
+    memcpy(pattern, p, n);
+    pattern[n] = 0;
+    return !fnmatch(pattern, name, 0);
+}
+
+static bool trained(const ma_params *p, const char *name) {
+    bool fit = !p->only;
+    for (const char *s = p->only, *end; s && !fit; s = *end ? end + 1 : NULL) {
+        end = strchrnul(s, ',');
+        fit = fits_pattern(s, (size_t)(end - s), name);
+    }
+    return p->train && fit;
+}
+
+/* A pattern that fits no name is a slip. */
+static int check_patterns(const ma_params *p) {
+    for (const char *s = p->only, *end; s; s = *end ? end + 1 : NULL) {
+        end = strchrnul(s, ',');
+        bool fit = false;
+        for (int i = 0; i < p->n && !fit; i++) fit = fits_pattern(s, (size_t)(end - s), p->at[i].name);
+        if (!fit)
+            return ma_fail(ma_ctx_err(p->ctx), MA_USAGE, "no parameter is called %.*s, such as %s is", (int)(end - s), s,
+                           p->n ? p->at[p->n - 1].name : "");
+    }
+    return 0;
+}
+
 /* Makes the tensor and gives it its values. */
 static ma_tensor *declare(ma_params *p, ma_layout layout, ma_init init, int nd, const int64_t *n, const char *name) {
     const ma_entry *e = p->from ? look_up(p, name) : NULL;
@@ -237,7 +271,7 @@ static ma_tensor *declare(ma_params *p, ma_layout layout, ma_init init, int nd, 
         return NULL;
     }
     ma_tensor *t = ma_keep(p->ctx, ma_get_type(p->ctx), nd, n);
-    if (!t || (p->train && !ma_leaf(p->ctx, t))) return NULL;
+    if (!t || (trained(p, name) && !ma_leaf(p->ctx, t))) return NULL;
     if (e ? read_into(p, t, layout, e, ma_weights_path(p->from), ma_ctx_err(p->ctx)) : draw_into(p, t, init, name))
         return NULL;
     if (nd >= 2) p->fan = product(n, 1, nd);
@@ -339,7 +373,7 @@ int ma_params_end(ma_params *p, const char *const *ignore) {
         ma_fail(ma_ctx_err(p->ctx), MA_UNSUPPORTED, "%s: %d not known: %.*s%s", ma_weights_path(p->from), left,
                 (int)names.size, names.data ? names.data : "", left > 5 ? ", …" : "");
     ma_buf_free(&names);
-    return left ? -1 : 0;
+    return left ? -1 : check_patterns(p);
 }
 
 /* ---- saving ---- */
@@ -365,8 +399,9 @@ static const void *fill(void *user, int i, ma_err *err) {
     if (!rc && ma_get(s->p->ctx, a->t, ours)) rc = ma_fail(err, why->reason, "%s: %s", a->name, why->text);
     if (!rc) {
         ma_layout_to_file(file, ours, a->layout, a->t->nd, a->t->n);
-        ma_from_f32(s->bytes, file, s->type, count);
+        if (s->p->edit) rc = s->p->edit(s->p->edit_self, a->name, file, err);
     }
+    if (!rc) ma_from_f32(s->bytes, file, s->type, count);
     ma_release(ours);
     ma_release(file);
     return rc ? NULL : s->bytes;

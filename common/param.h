@@ -33,6 +33,10 @@ typedef struct ma_params {
     const ma_weights *from; /* NULL: draw */
     const char *prefix;     /* put before every name when looking it up; NULL: none */
     bool train;             /* parameters are leaves */
+    const char *only;       /* of those, the ones whose names a pattern fits: "*.attn1.*,proj_out.*"; NULL: all */
+    /* Of saving: changes values, which are in the file's layout, on their way into the file. NULL: as they are. */
+    int (*edit)(void *self, const char *name, float *values, ma_err *);
+    void *edit_self;
     uint64_t seed;
     ma_param_t *at;
     int n, room;
@@ -56,7 +60,7 @@ const ma_entry *ma_param_entry(const ma_params *, const char *name, ...) __attri
 float *ma_param_host(ma_params *, int64_t count, const char *name, ...) __attribute__((format(printf, 3, 4)));
 
 /* After the last: entries of the file that nobody asked for, and that none of `ignore` (prefixes, NULL at the end)
- * covers, are an error that names them. */
+ * covers, are an error that names them; so is a pattern of `only` that fits none. */
 int ma_params_end(ma_params *, const char *const *ignore);
 
 int64_t ma_params_count(const ma_params *); /* elements */

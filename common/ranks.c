@@ -75,7 +75,7 @@ int ma_ranks_environment(int *rank, int *count, int *local, ma_err *e) {
 
 /* ---- bytes ---- */
 
-static int gone(ma_ranks *r, int who, ma_err *e) {
+static int gone(const ma_ranks *r, int who, ma_err *e) {
     return ma_fail(e, MA_DEVICE, "rank %d is gone", atomic_load(&r->lost) ? atomic_load(&r->who) : who);
 }
 
@@ -105,6 +105,10 @@ int ma_ranks_tell(ma_ranks *r, void *data, size_t n, ma_err *e) {
     for (int k = 1; k < r->count; k++)
         if (exchange(r, k, data, n, true, e)) return -1;
     return 0;
+}
+
+int ma_ranks_bring(ma_ranks *r, int from, void *data, size_t n, ma_err *e) {
+    return from ? exchange(r, r->rank ? 0 : from, data, n, r->rank != 0, e) : 0;
 }
 
 static void add(void *sum, const void *x, size_t n, bool f64) {
@@ -185,6 +189,10 @@ void ma_ranks_watch(ma_ranks *r, void (*lost)(void *), void *self) {
 
 bool ma_ranks_lost(const ma_ranks *r) {
     return atomic_load(&r->lost);
+}
+
+int ma_ranks_whole(const ma_ranks *r, ma_err *e) {
+    return ma_ranks_lost(r) ? gone(r, 0, e) : 0;
 }
 
 /* ---- meeting ---- */

@@ -32,9 +32,12 @@ int ma_ranks_local(const ma_ranks *);
 int ma_ranks_sum_f64(ma_ranks *, double *, size_t n, ma_err *);
 int ma_ranks_sum_f32(ma_ranks *, float *, size_t n, ma_err *);
 int ma_ranks_tell(ma_ranks *, void *, size_t bytes, ma_err *); /* rank 0's bytes to all */
+/* That rank's bytes to rank 0; called by the two of them. */
+int ma_ranks_bring(ma_ranks *, int from, void *, size_t bytes, ma_err *);
 
 /* lost is called, from the watching thread, when a rank is gone: to wake what waits for it (ncclCommAbort). */
 void ma_ranks_watch(ma_ranks *, void (*lost)(void *self), void *self);
 bool ma_ranks_lost(const ma_ranks *);
+int ma_ranks_whole(const ma_ranks *, ma_err *); /* -1, and who is gone in e, where it is lost; else 0 */
 
 #endif

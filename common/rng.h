@@ -5,7 +5,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-typedef enum { MA_RNG_INIT, MA_RNG_NOISE, MA_RNG_TIME, MA_RNG_ORDER, MA_RNG_POSTERIOR, MA_RNG_TOY, MA_RNG_TEST } ma_purpose;
+typedef enum { MA_RNG_INIT, MA_RNG_NOISE, MA_RNG_TIME, MA_RNG_ORDER, MA_RNG_POSTERIOR, MA_RNG_TOY, MA_RNG_TEST, MA_RNG_DROP } ma_purpose;
 
 typedef struct ma_rng {
     uint32_t key[2], high[2]; /* key: of seed and name; high: step and purpose, the counter's upper half */

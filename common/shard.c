@@ -78,16 +78,43 @@ int ma_sample_put_array(ma_sample *s, const char *ext, const ma_array *a, ma_err
     return ma_sample_put(s, ext, b.data, b.size, e);
 }
 
+/* The first of n numbers in half precision that is NaN or infinite; n: none is. Looked at block by block, which goes
+ * many at a time. */
+static size_t first_not_finite(const uint16_t *half, size_t n) {
+    enum { BLOCK = 1024 };
+    size_t at = 0;
+    for (; at < n; at += BLOCK) {
+        size_t count = n - at < BLOCK ? n - at : BLOCK;
+        uint16_t most = 0; /* of the exponents */
+        for (size_t k = 0; k < count; k++) {
+            uint16_t exponent = half[at + k] & 0x7c00;
+            most = exponent > most ? exponent : most;
+        }
+        if (most == 0x7c00) break;
+    }
+    while (at < n && (half[at] & 0x7c00) != 0x7c00) at++;
+    return at < n ? at : n;
+}
+
+static int not_half(const ma_sample *s, const char *ext, size_t at, double value, ma_err *e) {
+    return ma_fail(e, MA_NOTFINITE, "%s.%s: element %zu is %g: not a half-precision number", s->key, ext, at, value);
+}
+
+int ma_sample_put_half(ma_sample *s, const char *ext, const uint16_t *half, int nd, const int64_t *n, ma_err *e) {
+    ma_array a = {.type = MA_F16, .nd = nd, .data = (void *)half};
+    memcpy(a.n, n, (size_t)nd * sizeof *n);
+    size_t count = ma_array_count(&a), bad = first_not_finite(half, count);
+    if (bad < count) return not_half(s, ext, bad, (double)ma_f16_to_f32(half[bad]), e);
+    return ma_sample_put_array(s, ext, &a, e);
+}
+
 int ma_sample_put_f16(ma_sample *s, const char *ext, const float *v, int nd, const int64_t *n, ma_err *e) {
     ma_array a = {0};
     if (ma_array_new(&a, MA_F16, nd, n, e)) return -1;
-    size_t count = ma_array_count(&a), bad = 0;
-    uint16_t *half = a.data;
-    ma_from_f32(half, v, MA_F16, count);
-    while (bad < count && (half[bad] & 0x7c00) != 0x7c00) bad++;
-    int rc = bad == count ? ma_sample_put_array(s, ext, &a, e)
-                          : ma_fail(e, MA_NOTFINITE, "%s.%s: element %zu is %g: not a half-precision number", s->key,
-                                    ext, bad, (double)v[bad]);
+    size_t count = ma_array_count(&a);
+    ma_from_f32(a.data, v, MA_F16, count);
+    size_t bad = first_not_finite(a.data, count);
+    int rc = bad < count ? not_half(s, ext, bad, (double)v[bad], e) : ma_sample_put_array(s, ext, &a, e);
     ma_array_free(&a);
     return rc;
 }

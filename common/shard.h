@@ -28,6 +28,8 @@ int ma_sample_put(ma_sample *, const char *ext, void *data, size_t size, ma_err 
 int ma_sample_put_array(ma_sample *, const char *ext, const ma_array *, ma_err *);  /* as .npy */
 /* Puts values as a half-precision member. NaN, infinity, or a value that overflows: MA_NOTFINITE. */
 int ma_sample_put_f16(ma_sample *, const char *ext, const float *, int nd, const int64_t *n, ma_err *);
+/* The same for values in half precision already. */
+int ma_sample_put_half(ma_sample *, const char *ext, const uint16_t *, int nd, const int64_t *n, ma_err *);
 /* The member as an array. Missing is MA_MISSING. The caller frees it. */
 int ma_sample_array(const ma_sample *, const char *ext, ma_array *out, ma_err *);
 void ma_sample_drop(ma_sample *, const char *ext);

@@ -11,18 +11,23 @@ typedef struct ma_stage {
      * counted and left out. A sample that it frees and sets to NULL is left out in silence. -1 with *e: the run is
      * over. */
     int (*work)(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma_err *e);
-    /* What can be done to a sample alone (decoding): on threads that run ahead of work, in no order. What it returns
-     * comes to work as pre[k] and is given to release afterwards. why: the sample is bad, work does not see it; one
-     * that it frees and sets to NULL is left out in silence. NULL: nothing, pre[k] is NULL. */
+    /* What can be done to a sample alone before work (decoding) and after it (conversion): on -j threads that run ahead
+     * of work and behind it, for many samples at once and in no order. What prepare returns comes to work as pre[k], to
+     * finish, and to release, each of which may be on another thread. why: the sample is bad; one that prepare frees
+     * and sets to NULL is left out in silence; work and finish see neither. NULL: nothing, pre[k] is NULL. */
     void *(*prepare)(void *self, ma_sample **, ma_err *why);
+    void (*finish)(void *self, ma_sample *, void *pre, ma_err *why);
     void (*release)(void *self, void *pre);
-    int batch;      /* most samples per call; 0 means 1 */
-    bool video;     /* video files are inputs */
-    bool no_output; /* a sink: samples are freed after work, nothing is written */
+    size_t (*bytes)(const void *pre); /* what it holds; NULL: little */
+    int batch;                        /* most samples per call; 0 means 1 */
+    bool video;                       /* video files are inputs */
+    bool no_output;                   /* a sink: samples are freed after work, nothing is written */
 } ma_stage;
 
-/* Runs the whole stream; the exit status: 0, or 1 when a sample or the run failed. Refuses to write binary data to a
- * terminal. out_fd: where it goes without -o. */
+/* Runs the whole stream; the exit status: 0, or 1 when a sample or the run failed. Samples leave, and bad ones are
+ * reported, in the order of the input. With -v, at the end: which part of the time it waited for its input, for prepare
+ * (the decoder), worked (the device), waited for the writer. Refuses to write binary data to a terminal. out_fd: where
+ * it goes without -o. */
 int ma_stage_run(const ma_stage *, int out_fd);
 /* The shard that -o, -z, -j and --drop ask for; without -o it is written to fd, which must not be a terminal. */
 ma_writer *ma_output_open(const ma_cli *, int fd, ma_err *);
@@ -34,6 +39,7 @@ int ma_exit_status(const ma_cli *, const ma_err *, int out_fd);
 typedef struct ma_tally {
     const ma_cli *cli;
     int64_t good, bad, by_reason[MA_REASONS];
+    cJSON *list; /* NULL, or an array that gets {"skipped": KEY, "reason", "text"} of each, for a log */
 } ma_tally;
 int ma_tally_bad(ma_tally *, const char *key, const ma_err *why);
 int ma_tally_end(const ma_tally *); /* the one-line tally, if any were bad; the exit status */

@@ -19,6 +19,7 @@
  */
 #include "av.h"
 #include "container.h"
+#include "scale.h"
 #include "video.h"
 #include <libavcodec/avcodec.h>
 #include <libavformat/avformat.h>
@@ -74,9 +75,10 @@ typedef struct reader {
     struct SwsContext *sws;
     turn turn;
     fit fit;
-    uint8_t *stored;  /* (height, width, 3) as decoded */
-    uint8_t *cropped; /* (fit.h, fit.w, 3) turned and cropped */
-    uint8_t *resized; /* (fit.oh, fit.ow, 3) */
+    uint8_t *stored;   /* (height, width, 3) as decoded; NULL: not needed */
+    uint8_t *turned;   /* (height, width, 3) as shown; NULL: upright */
+    ma_scaler *scaler; /* from the part that is shown to its place; NULL: there is nothing to scale */
+    bool yuv;          /* it takes the frame as decoded, not RGB */
 } reader;
 
 /* --- bytes in memory as FFmpeg's input --- */
@@ -101,8 +103,9 @@ static int64_t seek_bytes(void *opaque, int64_t to, int whence) {
     return s->at = to;
 }
 
+/* Also when the run is being stopped: then nobody wants the clip. */
 static int late(void *opaque) {
-    return ma_now() > ((const reader *)opaque)->deadline;
+    return ma_stopped || ma_now() > ((const reader *)opaque)->deadline;
 }
 
 /* --- opening --- */
@@ -225,7 +228,25 @@ static int reserve(reader *r, int64_t need) {
     return 0;
 }
 
-/* From the first frame: sizes, crop, buffers, colours. */
+/* What stands between a decoded frame and its place in the clip. Where only the size changes the frame is scaled as it
+ * was decoded, which is half the work; everything else is done to RGB. */
+static int set_up_pixels(reader *r, const AVFrame *f) {
+    const fit *t = &r->fit;
+    bool turned = r->turn.swap || r->turn.flip_x || r->turn.flip_y;
+    bool scaled = t->h != t->oh || t->w != t->ow, whole = t->h == r->clip->height && t->w == r->clip->width;
+    size_t pixels = (size_t)f->height * (size_t)f->width;
+    ma_scale_yuv yuv;
+    r->yuv = scaled && !turned && ma_av_yuv(f, &yuv);
+    if (scaled)
+        r->scaler = ma_scaler_new(&(ma_scale_sizes){t->y, t->x, t->h, t->w, t->oh, t->ow}, r->yuv ? &yuv : NULL);
+    bool stored = turned || !(whole || r->yuv);
+    if (stored) r->stored = ma_alloc(pixels, 3);
+    if (turned) r->turned = ma_alloc(pixels, 3);
+    if ((!scaled || r->scaler) && (!stored || r->stored) && (!turned || r->turned)) return 0;
+    return ma_fail(r->e, MA_MEMORY, "%s: out of memory", r->name);
+}
+
+/* From the first frame: sizes, crop, buffers. */
 static int set_up(reader *r, const AVFrame *f) {
     ma_clip *c = r->clip;
     if (f->width > MOST_SIDE || f->height > MOST_SIDE)
@@ -238,42 +259,40 @@ static int set_up(reader *r, const AVFrame *f) {
     r->fit = (fit){.h = c->source_height, .w = c->source_width, .oh = c->height, .ow = c->width};
     fit_inside(c, r->want->fit, &r->fit);
     memcpy(c->crop, (int64_t[]){r->fit.y, r->fit.x, r->fit.h, r->fit.w}, sizeof c->crop);
-    r->stored = ma_alloc((size_t)f->height, (size_t)f->width * 3);
-    r->cropped = ma_alloc((size_t)r->fit.h, (size_t)r->fit.w * 3);
-    r->resized = ma_alloc((size_t)r->fit.oh, (size_t)r->fit.ow * 3);
-    if (!r->stored || !r->cropped || !r->resized) return ma_fail(r->e, MA_MEMORY, "%s: out of memory", r->name);
-    return reserve(r, r->want->size.frames ? r->want->size.frames : 1);
+    return set_up_pixels(r, f) ? -1 : reserve(r, r->want->size.frames ? r->want->size.frames : 1);
 }
 
 /* --- pixels --- */
 
-/* Turns the stored picture and cuts the wanted part out of it. */
-static void turn_and_crop(const reader *r, int64_t stored_width) {
-    const fit *f = &r->fit;
+/* The stored picture as it is shown. */
+static void turn_stored(const reader *r) {
     const turn *t = &r->turn;
-    bool upright = !t->swap && !t->flip_x && !t->flip_y;
-    for (int64_t y = 0; y < f->h; y++) {
-        int64_t down = t->flip_y ? r->clip->source_height - 1 - f->y - y : f->y + y;
-        uint8_t *out = r->cropped + y * f->w * 3;
-        if (upright) memcpy(out, r->stored + (down * stored_width + f->x) * 3, (size_t)f->w * 3);
-        for (int64_t x = 0; x < f->w && !upright; x++) {
-            int64_t across = t->flip_x ? r->clip->source_width - 1 - f->x - x : f->x + x;
-            int64_t at = t->swap ? across * stored_width + down : down * stored_width + across;
-            memcpy(out + x * 3, r->stored + at * 3, 3);
+    int64_t h = r->clip->source_height, w = r->clip->source_width, stored_width = t->swap ? h : w;
+    uint8_t *out = r->turned;
+    for (int64_t y = 0; y < h; y++)
+        for (int64_t x = 0; x < w; x++, out += 3) {
+            int64_t down = t->flip_y ? h - 1 - y : y, across = t->flip_x ? w - 1 - x : x;
+            memcpy(out, r->stored + (t->swap ? across * stored_width + down : down * stored_width + across) * 3, 3);
         }
-    }
 }
 
+/* The frame on show into its place. */
 static int draw(reader *r, uint8_t *out) {
     const fit *f = &r->fit;
     const ma_clip *c = r->clip;
-    if (ma_av_to_rgb(r->shown, &r->sws, r->stored, r->name, r->e)) return -1;
-    turn_and_crop(r, r->shown->width);
-    if (ma_image_resize(r->cropped, f->h, f->w, r->resized, f->oh, f->ow, 3))
-        return ma_fail(r->e, MA_MEMORY, "%s: out of memory", r->name);
-    if (f->oh != c->height || f->ow != c->width) memset(out, 0, (size_t)(c->height * c->width) * 3);
-    for (int64_t y = 0; y < f->oh; y++)
-        memcpy(out + ((f->oy + y) * c->width + f->ox) * 3, r->resized + y * f->ow * 3, (size_t)f->ow * 3);
+    int64_t row = c->width * 3, width = c->source_width * 3;
+    if (!r->yuv && ma_av_to_rgb(r->shown, &r->sws, r->stored ? r->stored : out, r->name, r->e)) return -1;
+    if (!r->yuv && !r->stored) return 0;
+    if (r->turned) turn_stored(r);
+    const uint8_t *rgb = r->turned ? r->turned : r->stored;
+    if (f->oh != c->height || f->ow != c->width) memset(out, 0, (size_t)(c->height * row));
+    out += f->oy * row + f->ox * 3;
+    if (r->yuv)
+        ma_scaler_run(r->scaler, (const uint8_t *const *)r->shown->data, r->shown->linesize, out, row);
+    else if (r->scaler)
+        ma_scaler_run(r->scaler, &rgb, (int[]){(int)width}, out, row);
+    for (int64_t y = 0; y < f->h && !r->scaler; y++)
+        memcpy(out + y * row, rgb + (f->y + y) * width + f->x * 3, (size_t)f->w * 3);
     return 0;
 }
 
@@ -337,11 +356,10 @@ static bool complete(const reader *r) {
     return r->want->size.frames && r->clip->frames == r->want->size.frames;
 }
 
-/* The frame on show stays until `until`: adds it to the clip as often as it is wanted. */
+/* The frame on show stays until `until`: adds it to the clip as often as it is wanted at the rate asked for. */
 static int show(reader *r, double until) {
     const ma_clip_opts *w = r->want;
-    if (w->size.fps <= 0) return r->time >= w->start - r->slack && !complete(r) ? emit(r) : 0;
-    while (!complete(r) && w->start + (double)r->clip->frames / w->size.fps < until - r->slack)
+    while (w->size.fps > 0 && !complete(r) && w->start + (double)r->clip->frames / w->size.fps < until - r->slack)
         if (emit(r)) return -1;
     return 0;
 }
@@ -366,7 +384,8 @@ static int take(reader *r) {
     r->got = old;
     r->time = time;
     r->index++;
-    return 0;
+    /* where no rate is asked for each frame is wanted once, and best drawn while it is in the cache */
+    return r->want->size.fps <= 0 && time >= r->want->start - r->slack ? emit(r) : 0;
 }
 
 static int decode(reader *r) {
@@ -409,8 +428,8 @@ static void close_reader(reader *r) {
     if (r->io) av_freep(&r->io->buffer);
     avio_context_free(&r->io);
     ma_release(r->stored);
-    ma_release(r->cropped);
-    ma_release(r->resized);
+    ma_release(r->turned);
+    ma_scaler_free(r->scaler);
 }
 
 static int check_options(const ma_clip_opts *w, const char *name, ma_err *e) {

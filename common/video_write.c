@@ -2,7 +2,7 @@
  *
  * mp4: H.264 by libx264, yuv420p, BT.709 limited range, tagged as such; the index stands before the data. mkv: FFV1,
  * RGB, lossless. y4m: 4:4:4 in BT.601 limited range, which is what readers take a format without colour tags for.
- * Limits: everything in memory; constant frame rate; one thread, so that the bytes depend on the input alone.
+ * Limits: the file is made in memory; constant frame rate; one thread, so that the bytes depend on the input alone.
  * Traps: players need the mp4 index first, and FFmpeg's own "faststart" opens the file anew by name, of which there is
  * none; so room is kept for the index beforehand (moov_size), which must not be too small. x264's
  * macroblock tree reads memory that it never wrote: on small frames the bytes differ from run to run. 4:2:0 has no odd
@@ -28,6 +28,8 @@ static const recipe recipes[] = {
     {"y4m", NULL, NULL, {AV_PIX_FMT_YUV444P, AVCOL_SPC_SMPTE170M, AVCOL_RANGE_MPEG}},
 };
 
+typedef struct ma_video_writer writer;
+
 /* The output, seekable: what stood in the buffer before is left alone. */
 typedef struct sink {
     ma_buf *buf;
@@ -35,10 +37,9 @@ typedef struct sink {
     size_t at;   /* position in the file */
 } sink;
 
-typedef struct writer {
+struct ma_video_writer {
     const recipe *how;
-    const uint8_t *rgb; /* (frames, height, width, 3) */
-    int64_t frames;
+    int64_t frames, done; /* that were told of; that came */
     int height, width, crf;
     AVRational rate;
     sink sink;
@@ -48,7 +49,7 @@ typedef struct writer {
     AVFormatContext *file;
     AVCodecContext *codec;
     AVPacket *packet;
-} writer;
+};
 
 /* --- memory as FFmpeg's output --- */
 
@@ -105,34 +106,33 @@ static int open_frame(writer *w) {
     return av_frame_get_buffer(w->frame, 0);
 }
 
-static int fill_frame(writer *w, int64_t k) {
+static int fill_frame(writer *w, const uint8_t *rgb) {
     int rc = av_frame_make_writable(w->frame);
-    const uint8_t *planes[4] = {w->rgb + k * w->height * w->width * 3};
+    const uint8_t *planes[4] = {rgb};
     int rows[4] = {3 * w->width};
     if (rc < 0) return rc;
-    w->frame->pts = k;
+    w->frame->pts = w->done;
     rc = sws_scale(w->sws, planes, rows, 0, w->height, w->frame->data, w->frame->linesize);
     return rc == w->height ? 0 : AVERROR_UNKNOWN;
 }
 
 /* --- y4m: a line of text, then planes --- */
 
-static int write_y4m(writer *w) {
+static int begin_y4m(writer *w) {
+    int rc = ma_buf_printf(w->sink.buf, "YUV4MPEG2 W%d H%d F%d:%d Ip A1:1 C444 XCOLORRANGE=LIMITED\n", w->width,
+                           w->height, w->rate.num, w->rate.den);
+    return rc ? AVERROR(ENOMEM) : 0;
+}
+
+static int put_y4m(writer *w) {
     ma_buf *out = w->sink.buf;
-    int rc = open_frame(w);
-    if (!rc && ma_buf_printf(out, "YUV4MPEG2 W%d H%d F%d:%d Ip A1:1 C444 XCOLORRANGE=LIMITED\n", w->width, w->height,
-                             w->rate.num, w->rate.den))
-        rc = AVERROR(ENOMEM);
-    for (int64_t k = 0; !rc && k < w->frames; k++) {
-        rc = fill_frame(w, k);
-        if (!rc && ma_buf_printf(out, "FRAME\n")) rc = AVERROR(ENOMEM);
-        for (int y = 0; !rc && y < 3 * w->height; y++) {
-            int plane = y / w->height, row = y % w->height;
-            const uint8_t *from = w->frame->data[plane] + (ptrdiff_t)row * w->frame->linesize[plane];
-            if (ma_buf_add(out, from, (size_t)w->width)) rc = AVERROR(ENOMEM);
-        }
+    int rc = ma_buf_printf(out, "FRAME\n");
+    for (int y = 0; !rc && y < 3 * w->height; y++) {
+        int plane = y / w->height, row = y % w->height;
+        const uint8_t *from = w->frame->data[plane] + (ptrdiff_t)row * w->frame->linesize[plane];
+        rc = ma_buf_add(out, from, (size_t)w->width);
     }
-    return rc;
+    return rc ? AVERROR(ENOMEM) : 0;
 }
 
 /* --- mp4 and mkv: an encoder and a muxer --- */
@@ -205,7 +205,7 @@ static int encode(writer *w, const AVFrame *f) {
     return rc;
 }
 
-static int write_coded(writer *w, ma_err *e) {
+static int begin_coded(writer *w, ma_err *e) {
     const AVCodec *encoder = avcodec_find_encoder_by_name(w->how->encoder);
     if (!encoder) {
         ma_fail(e, MA_UNSUPPORTED, "%s: this FFmpeg has no encoder %s", w->how->format, w->how->encoder);
@@ -213,15 +213,12 @@ static int write_coded(writer *w, ma_err *e) {
     }
     w->packet = av_packet_alloc();
     int rc = w->packet ? open_codec(w, encoder) : AVERROR(ENOMEM);
-    if (rc >= 0) rc = open_file(w);
-    if (rc >= 0) rc = open_frame(w);
-    for (int64_t k = 0; rc >= 0 && k < w->frames; k++) {
-        rc = fill_frame(w, k);
-        if (rc >= 0) rc = encode(w, w->frame);
-    }
-    if (rc >= 0) rc = encode(w, NULL);
-    if (rc >= 0) rc = av_write_trailer(w->file);
-    return rc < 0 ? rc : 0;
+    return rc < 0 ? rc : open_file(w);
+}
+
+static int end_coded(writer *w) {
+    int rc = encode(w, NULL);
+    return rc < 0 ? rc : av_write_trailer(w->file);
 }
 
 static void close_writer(writer *w) {
@@ -247,18 +244,74 @@ static int check(const writer *w, int64_t height, int64_t width, double fps, con
     return 0;
 }
 
+static int begin(writer *w, double fps, ma_err *e) {
+    w->rate = av_d2q(fps, 1001000);
+    ma_av_quiet();
+    int rc = w->how->muxer ? begin_coded(w, e) : begin_y4m(w);
+    return rc < 0 ? rc : open_frame(w);
+}
+
+ma_video_writer *ma_video_begin(int64_t frames, int64_t height, int64_t width, double fps, const char *format, int crf,
+                                ma_buf *out, ma_err *e) {
+    writer *w = ma_alloc(1, sizeof *w);
+    if (!w) {
+        ma_fail(e, MA_MEMORY, "%s: out of memory", format);
+        return NULL;
+    }
+    *w =
+        (writer){.frames = frames, .height = (int)height, .width = (int)width, .crf = crf, .sink = {out, out->size, 0}};
+    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++)
+        if (!strcmp(recipes[i].format, format)) w->how = &recipes[i];
+    if (check(w, height, width, fps, format, e)) {
+        ma_release(w);
+        return NULL;
+    }
+    int rc = begin(w, fps, e);
+    if (rc >= 0) return w;
+    ma_av_fail(e, MA_UNSUPPORTED, format, "encoding", rc);
+    ma_video_abort(w);
+    return NULL;
+}
+
+static int failed(const writer *w, int rc, ma_err *e) {
+    return rc < 0 ? ma_av_fail(e, MA_UNSUPPORTED, w->how->format, "encoding", rc) : 0;
+}
+
+int ma_video_add(ma_video_writer *w, const uint8_t *rgb, ma_err *e) {
+    if (w->done == w->frames)
+        return ma_fail(e, MA_SHAPE, "%s: more than the %lld frames that were to come", w->how->format,
+                       (long long)w->frames);
+    int rc = fill_frame(w, rgb);
+    if (rc >= 0) rc = w->how->muxer ? encode(w, w->frame) : put_y4m(w);
+    w->done++;
+    return failed(w, rc, e);
+}
+
+int ma_video_end(ma_video_writer *w, ma_err *e) {
+    int rc = failed(w, w->how->muxer ? end_coded(w) : 0, e);
+    if (rc) {
+        ma_video_abort(w);
+        return rc;
+    }
+    close_writer(w);
+    ma_release(w);
+    return 0;
+}
+
+void ma_video_abort(ma_video_writer *w) {
+    if (!w) return;
+    close_writer(w);
+    w->sink.buf->size = w->sink.base;
+    ma_release(w);
+}
+
 int ma_video_write(const uint8_t *rgb, int64_t frames, int64_t height, int64_t width, double fps, const char *format,
                    int crf, ma_buf *out, ma_err *e) {
-    writer w = {.rgb = rgb, .frames = frames, .height = (int)height, .width = (int)width, .crf = crf};
-    for (size_t i = 0; i < sizeof recipes / sizeof *recipes; i++)
-        if (!strcmp(recipes[i].format, format)) w.how = &recipes[i];
-    if (check(&w, height, width, fps, format, e)) return -1;
-    w.rate = av_d2q(fps, 1001000);
-    w.sink = (sink){out, out->size, 0};
-    ma_av_quiet();
-    int rc = w.how->muxer ? write_coded(&w, e) : write_y4m(&w);
-    close_writer(&w);
-    if (!rc) return 0;
-    out->size = w.sink.base;
-    return ma_av_fail(e, MA_UNSUPPORTED, format, "encoding", rc);
+    writer *w = ma_video_begin(frames, height, width, fps, format, crf, out, e);
+    for (int64_t k = 0; w && k < frames; k++)
+        if (ma_video_add(w, rgb + k * height * width * 3, e)) {
+            ma_video_abort(w);
+            return -1;
+        }
+    return w ? ma_video_end(w, e) : -1;
 }

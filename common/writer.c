@@ -3,11 +3,10 @@
  * the reader knows the sample whole though nothing follows. The end of the archive, two zero blocks, is a frame of its
  * own.
  *
- * A few threads compress; whoever finishes writes all that is then due, in order. The bytes depend on the samples and
- * the level alone, not on the threads.
- * Limits: ustar's names (100 bytes, or 155 + 100 split at a slash) and sizes (below 8 GiB).
- * Trap: a pipe whose reader sleeps would hold a write() for ever, and with it the thread to be joined when the run is
- * stopped; so pipes are polled, and fed no more at a time than they take at once. */
+ * A few threads make the tar and compress; whoever finishes writes all that is then due, in order. The bytes depend on
+ * the samples and the level alone, not on the threads. Limits: ustar's names (100 bytes, or 155 + 100 split at a slash)
+ * and sizes (below 8 GiB). Trap: a pipe whose reader sleeps would hold a write() for ever, and with it the thread to be
+ * joined when the run is stopped; so pipes are polled, and fed no more at a time than they take at once. */
 #include "shard.h"
 #include "cli.h"
 #include "file.h"
@@ -26,12 +25,14 @@
 #include <zstd.h>
 
 enum { THREADS_MOST = 8, SLOTS_A_THREAD = 2 };
+#define MEMBER_MOST ((size_t)8 << 30) /* ustar's */
 
 /* Skippable frame 0x184D2A5E of no bytes: as in reader.c. */
 static const char end_mark[8] = {0x5E, 0x2A, 0x4D, 0x18, 0, 0, 0, 0};
 
-/* A sample on its way: tar, then packed. */
+/* A sample on its way: as it came, then tar, then packed. */
 typedef struct slot {
+    ma_sample *s;
     ma_buf bytes;
     bool done; /* bytes are ready to be written */
 } slot;
@@ -114,12 +115,44 @@ static int add_members(const ma_writer *w, struct archive *a, const ma_sample *s
     return json ? add_json(a, s, e) : 0;
 }
 
-/* The sample's tar members, without the end of the archive. */
-static int make_tar(const ma_writer *w, const ma_sample *s, ma_buf *tar, ma_err *e) {
+static struct archive *new_tar(void) {
     struct archive *a = archive_write_new();
-    if (!a) return ma_fail(e, MA_MEMORY, "%s: out of memory", s->key);
+    if (!a) return NULL;
     archive_write_set_format_ustar(a);
     archive_write_set_bytes_per_block(a, 0);
+    return a;
+}
+
+static la_ssize_t to_nothing(struct archive *a, void *none, const void *bytes, size_t n) {
+    (void)a, (void)none, (void)bytes;
+    return (la_ssize_t)n;
+}
+
+/* Whether a tar can hold these names and sizes. Asked before the sample is queued: it is the sample's fault, not the
+ * output's. */
+static int check_names(const ma_writer *w, const ma_sample *s, ma_err *e) {
+    struct archive *a = new_tar();
+    int rc = a && archive_write_open(a, NULL, NULL, to_nothing, NULL) == ARCHIVE_OK
+                 ? 0
+                 : ma_fail(e, MA_MEMORY, "%s: out of memory", s->key);
+    for (int i = 0; i < s->n && !rc; i++) {
+        const ma_member *m = &s->m[i];
+        if (dropped(w, m->ext)) continue;
+        rc = m->size < MEMBER_MOST ? add_member(a, s, m->ext, NULL, 0, e)
+                                   : ma_fail(e, MA_UNSUPPORTED, "%s.%s: a member of 8 GiB or more", s->key, m->ext);
+    }
+    if (s->json && !dropped(w, "json") && !rc) rc = add_member(a, s, "json", NULL, 0, e);
+    archive_write_free(a);
+    return rc;
+}
+
+/* The sample's tar members, without the end of the archive. */
+static int make_tar(const ma_writer *w, const ma_sample *s, ma_buf *tar, ma_err *e) {
+    struct archive *a = new_tar();
+    if (!a) return ma_fail(e, MA_MEMORY, "%s: out of memory", s->key);
+    size_t room = 0;
+    for (int i = 0; i < s->n; i++) room += s->m[i].size + 1024; /* to grow it would be to copy it */
+    ma_buf_reserve(tar, room);
     int rc = archive_write_open(a, tar, NULL, to_buf, NULL) == ARCHIVE_OK
                  ? add_members(w, a, s, e)
                  : ma_fail(e, MA_MEMORY, "%s: %s", s->key, archive_error_string(a));
@@ -202,7 +235,9 @@ static void *worker(void *writer) {
         slot *s = &w->slot[w->taken++ % w->nslots];
         ma_err e = {0};
         pthread_mutex_unlock(&w->lock);
-        compress(&s->bytes, w->level, true, &e);
+        if (!atomic_load(&w->quit) && !make_tar(w, s->s, &s->bytes, &e)) compress(&s->bytes, w->level, true, &e);
+        ma_sample_free(s->s);
+        s->s = NULL;
         pthread_mutex_lock(&w->lock);
         if (e.reason) ma_fail(&w->err, e.reason, "%s: %s", w->name, e.text);
         s->done = true;
@@ -272,31 +307,30 @@ ma_writer *ma_writer_open(const ma_writer_opts *o, ma_err *e) {
     return NULL;
 }
 
-/* Queues the bytes (taken over), waiting for room. */
-static int queue(ma_writer *w, ma_buf *bytes, ma_err *e) {
+/* Queues the sample, which is taken over where 0 is returned, waiting for room. */
+static int queue(ma_writer *w, ma_sample *sample, ma_err *e) {
     pthread_mutex_lock(&w->lock);
     while (w->added - w->written == w->nslots && !w->err.reason) pthread_cond_wait(&w->room, &w->lock);
     int rc = w->err.reason ? ma_fail(e, w->err.reason, "%s", w->err.text) : 0;
     if (!rc) {
-        w->slot[w->added++ % w->nslots].bytes = *bytes;
+        w->slot[w->added++ % w->nslots].s = sample;
         pthread_cond_signal(&w->work);
     }
     pthread_mutex_unlock(&w->lock);
-    if (rc) ma_buf_free(bytes);
     return rc;
 }
 
 int ma_writer_add(ma_writer *w, ma_sample *s, ma_err *e) {
-    ma_buf tar = {0};
     int fresh = ma_keyset_add(&w->keys, s->key), rc;
     if (fresh < 0)
         rc = ma_fail(e, MA_MEMORY, "%s: out of memory", s->key);
     else if (!fresh)
         rc = ma_fail(e, MA_DUPLICATE, "%s: the output has a sample of this key already", s->key);
     else
-        rc = make_tar(w, s, &tar, e);
-    ma_sample_free(s);
-    return rc ? rc : queue(w, &tar, e);
+        rc = check_names(w, s, e);
+    if (!rc) rc = queue(w, s, e);
+    if (rc) ma_sample_free(s);
+    return rc;
 }
 
 /* Two zero blocks, and what a close() of the output would have to report. */

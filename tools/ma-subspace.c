@@ -1,5 +1,5 @@
 /* ma-subspace: the motion subspace of an encoder's features, learned by predicting flow (METHOD, stage 1).
- *   train   KEY.videomae.npy + KEY.flow.npy → motion.safetensors
+ *   train   KEY.videomae.npy + KEY.flow.npy (and with --mask KEY.flow-valid.npy) → motion.safetensors
  *   apply   adds KEY.motion.npy (and with --flow the decoded KEY.motion-flow.npy)
  *   eval    end-point error of the decoded flow, beside predicting no motion and the mean motion
  */
@@ -21,12 +21,13 @@ static const char *const verbs[] = {"train", "apply", "eval", NULL};
 static ma_train_opts train = {MA_TRAIN_DEFAULTS, .lr = 1e-4, .decay = 0.01, .beta2 = 0.999, .warmup = 100};
 static const char *model, *features = "videomae";
 static int64_t hidden = 256, width = 64;
-static bool want_flow;
+static bool want_flow, masked;
 
 static const ma_opt options[] = {
     {"model", 'm', MA_OPT_TEXT, &model, "FILE", "apply, eval: motion.safetensors", 0, 0},
     {"features", 0, MA_OPT_TEXT, &features, "MEMBER", "the encoder's member, KEY.MEMBER.npy (default videomae)", 0, 0},
     {"flow", 0, MA_OPT_FLAG, &want_flow, NULL, "apply: also write the decoded flow, KEY.motion-flow.npy", 0, 0},
+    {"mask", 0, MA_OPT_FLAG, &masked, NULL, "train: learn from the pixels alone that KEY.flow-valid.npy marks", 0, 0},
     {"hidden", 0, MA_OPT_INT, &hidden, "N", "train: width between the two layers of the projection (default 256)", 1,
      65536},
     {"width", 0, MA_OPT_INT, &width, "N", "train: dimensions of the motion subspace (default 64)", 1, 65536},
@@ -37,10 +38,12 @@ static ma_cli cli = {.name = "ma-subspace",
                      .does = "learns and applies the motion subspace of an encoder's features",
                      .args = "[INPUT]…",
                      .opts = options,
-                     .verbs = verbs};
+                     .verbs = verbs,
+                     .presets = true};
 
 /* What all three verbs work with. */
 typedef struct work {
+    ma_team *team; /* of train; NULL: alone */
     ma_device *dev;
     ma_ctx *ctx;
     ma_weights *weights;
@@ -50,7 +53,8 @@ typedef struct work {
     char member[64]; /* "videomae.npy" */
 } work;
 
-static int close_work(work *w, const ma_err *e) {
+static int close_work(work *w, ma_err *e) {
+    ma_team_close(w->team, e);
     const int status = ma_exit_status(&cli, e, -1);
     motion_free(w->net);
     ma_params_free(w->params);
@@ -83,10 +87,10 @@ static ma_tensor *project_items(const work *w, const ma_item *items, int n) {
     return motion_project(w->ctx, w->net, ma_items_tensor(w->ctx, items, n, 0, false));
 }
 
-/* Features and flow of the input; members 1: features alone. */
+/* Features, flow and where it is known, of the input; members: the first so many of them. */
 static ma_dataset *open_data(const work *w, int members, int64_t window, int64_t epochs, ma_tally *tally, ma_err *e) {
     const ma_dataset_opts o = {.cli = &cli,
-                               .member = {w->member, "flow.npy"},
+                               .member = {w->member, "flow.npy", "flow-valid.npy"},
                                .members = members,
                                .window = window,
                                .seed = (uint64_t)cli.common.seed,
@@ -97,11 +101,36 @@ static ma_dataset *open_data(const work *w, int members, int64_t window, int64_t
 
 /* ---- train ---- */
 
+/* 1 where the flow is known, else 0, for u and v alike (n,T,h,w,2). *factor: by which a mean over all is one over these. */
+static ma_tensor *known_pixels(ma_ctx *c, const ma_item *items, int n, double *factor) {
+    const ma_array *first = &items[0].a[2]; // (T,h,w)
+    const size_t count = ma_array_count(first);
+    float *m = ma_alloc((size_t)n * count, 2 * sizeof *m);
+    if (!m) {
+        ma_fail(ma_ctx_err(c), MA_MEMORY, "batch: out of memory");
+        return NULL;
+    }
+    double known = 0;
+    for (size_t k = 0; k < (size_t)n * count; k++) {
+        m[2 * k] = m[2 * k + 1] = ((const bool *)items[k / count].a[2].data)[k % count];
+        known += m[2 * k];
+    }
+    *factor = known > 0 ? (double)n * (double)count / known : 0;
+    ma_tensor *t = ma_input(c, m, MA_SHAPE(n, first->n[0], first->n[1], first->n[2], 2));
+    ma_release(m);
+    return t;
+}
+
+/* L1, over all pixels or those that are known: what is not is 0 on both sides. */
 static ma_tensor *flow_loss(void *self, const ma_item *items, int n, int64_t step, ma_parts *parts) {
     const work *w = self;
     (void)step, (void)parts;
-    return ma_l1(w->ctx, motion_decode(w->ctx, w->net, project_items(w, items, n)),
-                 ma_items_tensor(w->ctx, items, n, 1, true));
+    ma_tensor *got = motion_decode(w->ctx, w->net, project_items(w, items, n)); // (n,T,h,w,2)
+    ma_tensor *want = ma_items_tensor(w->ctx, items, n, 1, true);
+    if (!masked) return ma_l1(w->ctx, got, want);
+    double factor = 0;
+    ma_tensor *known = known_pixels(w->ctx, items, n, &factor);
+    return ma_affine(w->ctx, ma_l1(w->ctx, ma_mul_(w->ctx, got, known), ma_mul_(w->ctx, want, known)), factor, 0);
 }
 
 static int save_model(work *w, const char *path, ma_err *e) {
@@ -112,7 +141,7 @@ static int save_model(work *w, const char *path, ma_err *e) {
     return ma_params_save(w->params, path, MA_F32, 0, meta, e);
 }
 
-/* Sizes from the first sample: features (T,H,W,D), flow (T-1,h,w,2). */
+/* Sizes from the first sample: features (T,H,W,D), flow (T-1,h,w,2), where it is known (T-1,h,w). */
 static int fit_sizes(work *w, ma_dataset *data, ma_err *e) {
     const ma_array *s = ma_dataset_shape(data, 0, e), *o = s ? ma_dataset_shape(data, 1, e) : NULL;
     char x[160], y[160];
@@ -121,8 +150,27 @@ static int fit_sizes(work *w, ma_dataset *data, ma_err *e) {
         return ma_fail(
             e, MA_SHAPE, "flow of %s does not go with features of %s: %lld time steps have %lld gaps (--stride 2?)",
             ma_shape_text(x, o->nd, o->n), ma_shape_text(y, s->nd, s->n), (long long)s->n[0], (long long)(s->n[0] - 1));
+    const ma_array *m = masked ? ma_dataset_shape(data, 2, e) : NULL;
+    if (masked && !m) return -1;
+    if (m && (m->type != MA_BOOL || m->nd != 3 || memcmp(m->n, o->n, 3 * sizeof *m->n)))
+        return ma_fail(e, MA_SHAPE, "flow-valid.npy of %s, %s, does not go with flow of %s",
+                       ma_shape_text(x, m->nd, m->n), ma_type_name(m->type), ma_shape_text(y, o->nd, o->n));
     w->size = (motion_size){s->n[3], hidden, width, {o->n[0], o->n[1], o->n[2]}};
     return 0;
+}
+
+static ma_train training(work *w, ma_dataset *data, ma_tally *tally, const char *state) {
+    return (ma_train){.cli = &cli,
+                      .o = &train,
+                      .ctx = w->ctx,
+                      .data = data,
+                      .tally = tally,
+                      .team = w->team,
+                      .params = {w->params},
+                      .nparams = 1,
+                      .state = state,
+                      .self = w,
+                      .loss = flow_loss};
 }
 
 static int run_train(work *w, ma_err *e) {
@@ -130,24 +178,15 @@ static int run_train(work *w, ma_err *e) {
     if (!dot || strcmp(dot, ".safetensors")) return ma_fail(e, MA_USAGE, "train needs -o FILE.safetensors");
     char *state = ma_format("%s.state", cli.common.out), *log = ma_format("%s.jsonl", cli.common.out);
     ma_tally tally = {.cli = &cli};
-    ma_dataset *data = state && log ? open_data(w, 2, train.window, train.epochs, &tally, e) : NULL;
+    ma_dataset *data = state && log ? open_data(w, 2 + masked, train.window, train.epochs, &tally, e) : NULL;
     int rc = data ? fit_sizes(w, data, e) : -1;
     if (!train.log) train.log = log;
     if (!rc) rc = make_net(w, true, e);
     if (!rc) {
-        ma_train run = {.cli = &cli,
-                        .o = &train,
-                        .ctx = w->ctx,
-                        .data = data,
-                        .tally = &tally,
-                        .params = {w->params},
-                        .nparams = 1,
-                        .state = state,
-                        .self = w,
-                        .loss = flow_loss};
+        const ma_train run = training(w, data, &tally, state);
         int64_t steps;
         rc = ma_train_run(&run, &steps, e);
-        if (!rc) rc = save_model(w, cli.common.out, e);
+        if (!rc && !cli.rank) rc = save_model(w, cli.common.out, e);
         if (!rc) ma_say(&cli, 1, "%s: %lld steps", cli.common.out, (long long)steps);
     }
     ma_dataset_close(data);
@@ -333,31 +372,56 @@ static int run_eval(work *w, ma_err *e) {
 
 /* ---- plan ---- */
 
+/* One batch forward; how many samples it had. */
+static int forward_once(work *w, ma_dataset *data, bool flow, int64_t *n, ma_err *e) {
+    ma_item *items = calloc((size_t)train.batch, sizeof *items);
+    int rc = items ? 1 : ma_fail(e, MA_MEMORY, "out of memory");
+    while (rc > 0 && *n < train.batch && (rc = ma_dataset_next(data, &items[*n], e)) > 0) ++*n;
+    if (!rc && !*n) rc = ma_fail(e, MA_MISSING, "no sample");
+    ma_recording(w->ctx, false);
+    if (rc >= 0) {
+        ma_tensor *m = project_items(w, items, (int)*n);
+        if (flow) motion_decode(w->ctx, w->net, m);
+    }
+    for (int64_t k = 0; k < *n; k++) ma_item_free(&items[k]);
+    free(items);
+    return rc < 0 ? -1 : ma_ctx_failed(w->ctx, e);
+}
+
 /* --dry-run: a batch of the input on the counting device. */
 static int run_plan(work *w, ma_err *e) {
-    const bool training = cli.verb == TRAIN, flow = cli.verb != APPLY || want_flow;
-    ma_dataset *data = open_data(w, flow ? 2 : 1, train.batch, 1, NULL, e);
-    ma_item *items = calloc((size_t)train.batch, sizeof *items);
-    int n = 0, rc = data && items && ma_dataset_shape(data, 0, e) ? 0 : -1;
-    if (!rc && training) rc = fit_sizes(w, data, e);
-    if (!rc) rc = make_net(w, training, e);
-    while (!rc && n < train.batch && ma_dataset_next(data, &items[n], e) > 0) n++;
-    ma_recording(w->ctx, training);
-    ma_parts none = {0};
-    ma_tensor *out = !n ? NULL : training ? flow_loss(w, items, n, 1, &none) : project_items(w, items, n);
-    if (!training && flow) out = motion_decode(w->ctx, w->net, out);
-    rc = out && (!training || !ma_backward(w->ctx, out, 1)) ? 0 : ma_ctx_failed(w->ctx, e);
+    const bool learns = cli.verb == TRAIN, flow = cli.verb != APPLY || want_flow;
+    const int members = learns ? 2 + masked : flow ? 2 : 1;
+    ma_dataset *data = open_data(w, members, train.batch, 1, NULL, e);
+    const ma_array *first = data ? ma_dataset_shape(data, 0, e) : NULL;
     char shape[160], memory[160];
-    if (out && !rc) {
-        printf("parameters %lld\nfeatures %dx%s -> motion of %lld dimensions\n%s\n",
-               (long long)ma_params_count(w->params), n, ma_shape_text(shape, items[0].a[0].nd, items[0].a[0].n),
-               (long long)w->size.out, ma_memory_text(memory, w->ctx));
+    int64_t n = 0;
+    int rc = first ? 0 : -1;
+    if (first) ma_shape_text(shape, first->nd, first->n);
+    if (!rc && learns) rc = fit_sizes(w, data, e);
+    if (!rc) rc = make_net(w, learns, e);
+    if (!rc && learns) {
+        const ma_train plan = training(w, data, NULL, NULL);
+        rc = ma_train_plan(&plan, &n, e);
+    } else if (!rc) {
+        rc = forward_once(w, data, flow, &n, e);
+    }
+    if (!rc && !cli.rank) {
+        printf("parameters %lld\nfeatures %lldx%s -> motion of %lld dimensions\nmemory: %s\n",
+               (long long)ma_params_count(w->params), (long long)n, shape, (long long)w->size.out,
+               ma_memory_text(memory, w->ctx));
         rc = ma_flush_stdout(e);
     }
-    for (int k = 0; k < n; k++) ma_item_free(&items[k]);
-    free(items);
     ma_dataset_close(data);
-    return out ? rc : -1;
+    return rc;
+}
+
+/* The device, and the ranks that train together. */
+static int open_work(work *w, ma_err *e) {
+    char *state = cli.verb == TRAIN && cli.common.out ? ma_format("%s.state", cli.common.out) : NULL;
+    int rc = state ? ma_team_open(&w->team, &cli, state, e) : 0;
+    free(state);
+    return rc || ma_context_open(&cli, &w->dev, &w->ctx, e) ? -1 : ma_team_join(w->team, w->ctx, e);
 }
 
 int main(int argc, char **argv) {
@@ -370,8 +434,10 @@ int main(int argc, char **argv) {
     rc = -1;
     if (snprintf(w.member, sizeof w.member, "%s.npy", features) >= (int)sizeof w.member)
         ma_fail(&e, MA_USAGE, "--features: name too long");
-    else if (!ma_context_open(&cli, &w.dev, &w.ctx, &e))
+    else if (!open_work(&w, &e)) {
+        ma_ctx_lever(w.ctx, "lower --batch");
         rc = cli.common.dry_run ? run_plan(&w, &e) : run[cli.verb](&w, &e);
+    }
     int status = close_work(&w, &e);
     ma_cli_free(&cli);
     return status ? status : rc < 0 ? 1 : rc;

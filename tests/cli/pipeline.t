@@ -133,7 +133,7 @@ run 0 $sample --format png -o "$dir/frames" "a red ball" && [ "$(cd "$dir/frames
 ok "png: a folder"
 printf 'a red ball\n\ntwo balls; one blue\n' > "$dir/prompts"
 run 0 $sample -n 2 --format npy -o "$dir/many" < "$dir/prompts" && silent &&
-    [ "$(cd "$dir/many" && echo *)" = "00000-a-red-ball-0.npy 00000-a-red-ball-1.npy 00001-two-balls-one-blue-0.npy 00001-two-balls-one-blue-1.npy" ]
+    [ "$(cd "$dir/many" && echo *.npy)" = "00000-a-red-ball-0.npy 00000-a-red-ball-1.npy 00001-two-balls-one-blue-0.npy 00001-two-balls-one-blue-1.npy" ]
 ok "lines of standard input, two clips each, named by number and words"
 ! cmp -s "$dir/many/00000-a-red-ball-0.npy" "$dir/many/00000-a-red-ball-1.npy" &&
     run 0 $sample -j 1 -n 2 --format npy -o "$dir/single" "a red ball" && cmp "$dir/many/00000-a-red-ball-1.npy" "$dir/single/00000-a-red-ball-1.npy" 2> "$dir/err"

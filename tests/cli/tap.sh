@@ -54,6 +54,14 @@ members() { # SHARD: names of its members, one a line
     zstd -dcqf "$1" | tar -tf -
 }
 
+in_all() { # FILE: MB that a plan, or -v, says are taken in all
+    sed -nE 's/.*memory: .*in all ([0-9.]+).*/\1/p' "$1"
+}
+
+as_planned() { # MB MB: within 5 %
+    awk -v a="$1" -v b="$2" 'BEGIN { print "# " a " MB planned, " b " MB taken"; exit !(a > 0 && b > 0 && a < 1.05 * b && b < 1.05 * a) }'
+}
+
 # A base model small enough for a step in milliseconds: $dir/tiny, the demo's with other sizes, for pixel=4.
 tiny_base() {
     set_number() { sed -i -E "s/(\"$2\": *)[0-9]+/\1$3/" "$dir/tiny/$1/config.json" && grep -q "\"$2\": *$3\b" "$dir/tiny/$1/config.json"; }

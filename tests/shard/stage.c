@@ -4,9 +4,11 @@
 #include <signal.h>
 #include <sys/wait.h>
 
-/* The tool of these runs: adds KEY.len, refuses samples whose key ends in 2, may be slow. */
+/* The tool of these runs: adds KEY.len, refuses samples whose key ends in 2, may be slow. all: prepares and finishes,
+ * too, in times that differ from sample to sample. */
 typedef struct tool {
     int sleep_ms, fail_at, calls;
+    bool all;
 } tool;
 
 static int add_len(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma_err *e) {
@@ -26,6 +28,37 @@ static int add_len(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma
     return 0;
 }
 
+static void doze(const ma_sample *s) {
+    unsigned n = 0;
+    for (const char *c = s->key; *c; c++) n = 31 * n + (unsigned char)*c;
+    usleep(n % 7 * 500);
+}
+
+/* Keys that end in 7 are bad, those that end in 8 left out. */
+static void *prepare(void *self, ma_sample **s, ma_err *why) {
+    char last = (*s)->key[strlen((*s)->key) - 1], *text = ma_strdup((*s)->key);
+    (void)self;
+    doze(*s);
+    if (last == '7') ma_fail(why, MA_CORRUPT, "not to be decoded");
+    if (last != '8') return text;
+    ma_sample_free(*s);
+    *s = NULL;
+    return text;
+}
+
+/* Keys that end in 4 are bad. */
+static void finish_sample(void *self, ma_sample *s, void *pre, ma_err *why) {
+    (void)self;
+    doze(s);
+    if (s->key[strlen(s->key) - 1] == '4') ma_fail(why, MA_NOTFINITE, "NaN");
+    ma_sample_put(s, "pre", ma_strdup(pre), strlen(pre), NULL);
+}
+
+static void release(void *self, void *pre) {
+    (void)self;
+    free(pre);
+}
+
 /* Runs the tool in a child with standard output on fd (or the file "out") and standard error in the file "said". */
 static pid_t start(tool t, int in, int out, const char *const *args) {
     pid_t child = fork();
@@ -42,9 +75,13 @@ static pid_t start(tool t, int in, int out, const char *const *args) {
     static const ma_opt none[] = {{0}};
     ma_cli cli = {.name = "ma-test", .does = "adds the length", .args = "[INPUT]…", .opts = none};
     int rc = ma_cli_parse(&cli, argc, (char **)(uintptr_t)argv, stdout);
-    if (rc < 0)
-        rc = ma_stage_run(&(ma_stage){.cli = &cli, .self = &t, .work = add_len, .batch = 4, .video = true},
-                          STDOUT_FILENO);
+    ma_stage stage = {.cli = &cli, .self = &t, .work = add_len, .batch = 4, .video = true};
+    if (t.all) {
+        stage.prepare = prepare;
+        stage.finish = finish_sample;
+        stage.release = release;
+    }
+    if (rc < 0) rc = ma_stage_run(&stage, STDOUT_FILENO);
     ma_cli_free(&cli);
     exit(rc);
 }
@@ -204,6 +241,55 @@ static void stops(void) {
     close(p[1]);
 }
 
+/* 200 samples on many threads: everything leaves in the order of the input, whatever became of it on the way. */
+static void threads(void) {
+    enum { MANY = 200 };
+    static char said_before[4000];
+    ma_buf one = {0};
+    ma_err e = {0};
+    ma_writer *w = ma_writer_open(&(ma_writer_opts){.path = "many.tar", .level = 1}, &e);
+    for (int k = 0; k < MANY; k++) {
+        ma_sample *s =
+            ma_sample_new((char[]){'k', (char)('0' + k / 100), (char)('0' + k / 10 % 10), (char)('0' + k % 10), 0});
+        ma_sample_put(s, "mp4", ma_strdup("video"), 5, &e);
+        ma_writer_add(w, s, &e);
+    }
+    ok(!ma_writer_close(w, &e) && !e.reason, "%d samples %s", MANY, e.text);
+    for (int j = 1; j <= 16; j *= 4) {
+        char *option = ma_format("-j%d", j);
+        int rc = finish(start((tool){.all = true}, -1, -1, (const char *const[]){option, "many.tar", NULL}));
+        ma_buf b = slurp("out");
+        if (j == 1) {
+            ok(rc == 1 && !strncmp(said(),
+                                   "ma-test: k002: 3 frames, 49 wanted|ma-test: k004: NaN|ma-test: k007: not to be "
+                                   "decoded|ma-test: k012: ",
+                                   100),
+               "in order: %.120s…", said());
+            snprintf(said_before, sizeof said_before, "%s", said());
+            one = b;
+        } else {
+            ok(rc == 1 && b.size == one.size && !memcmp(b.data, one.data, b.size), "%s: the same bytes", option);
+            ok(!strcmp(said(), said_before), "%s: the same messages", option);
+            ma_buf_free(&b);
+        }
+        free(option);
+    }
+    const char *end = strstr(said_before, ": 20 corrupt");
+    ok(strstr(said_before, "120 good, 60 bad") && end, "every fate is counted: %s", end ? end : "");
+    ma_buf_free(&one);
+    ok(finish(start((tool){.all = true}, -1, -1, (const char *const[]){"--strict", "-j8", "many.tar", NULL})) == 1 &&
+           !strncmp(said(), "ma-test: k002: 3 frames, 49 wanted|ma-test: stopped at the first bad one", 70),
+       "--strict: %s", said());
+    ok(finish(start((tool){.all = true}, -1, -1, (const char *const[]){"-v", "-j8", "two.tar", NULL})) == 0 &&
+           !strncmp(said(), "ma-test: time went to: ", 23) && strstr(said(), " %"),
+       "-v: %s", said());
+    pid_t child = start((tool){.all = true, .sleep_ms = 50}, -1, -1, (const char *const[]){"-j8", "many.tar", NULL});
+    usleep(400000);
+    kill(child, SIGTERM);
+    double from = ma_now();
+    ok(finish(child) == 1 && ma_now() - from < 5, "SIGTERM amid it: exit 1, soon");
+}
+
 static cJSON *entry(const char *options, const char *weights) {
     cJSON *j = cJSON_CreateObject();
     cJSON_AddStringToObject(j, "version", "1");
@@ -250,6 +336,7 @@ int main(void) {
     inputs();
     outputs();
     stops();
+    threads();
     entries();
     leave_temp();
     return tap_done();

@@ -248,7 +248,7 @@ static void test_fits(void) {
     uint8_t cropped[48][48][3], want[24][24][3];
     ma_clip_opts o = {.size = {1, 24, 24, 0}};
     for (int y = 0; y < 48; y++) memcpy(cropped[y], scene[0][y][8], sizeof cropped[y]);
-    ma_image_resize(&cropped[0][0][0], 48, 48, &want[0][0][0], 24, 24, 3);
+    ma_image_resize(&cropped[0][0][0], 48, 48, &want[0][0][0], 24, 24);
     ok(!ma_video_read(b.data, b.size, "x.mkv", &o, &c, &e) && !memcmp(c.rgb, want, sizeof want),
        "crop: the middle, then smaller");
     ok(c.crop[0] == 0 && c.crop[1] == 8 && c.crop[2] == 48 && c.crop[3] == 48, "crop: recorded");
@@ -259,7 +259,7 @@ static void test_fits(void) {
        "pad: black above and below");
     ma_clip_free(&c);
     o.fit = MA_FIT_STRETCH;
-    ma_image_resize(&scene[0][0][0][0], H, W, &want[0][0][0], 24, 24, 3);
+    ma_image_resize(&scene[0][0][0][0], H, W, &want[0][0][0], 24, 24);
     ok(!ma_video_read(b.data, b.size, "x.mkv", &o, &c, &e) && !memcmp(c.rgb, want, sizeof want), "stretch: whole");
     ma_clip_free(&c);
     ma_buf_free(&b);

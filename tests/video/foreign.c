@@ -22,6 +22,17 @@ static int read_clip(const char *path, ma_clip_opts o, ma_clip *c, ma_err *e) {
     return rc;
 }
 
+/* What ffmpeg makes of a file: RGB, frame after frame. flags: its converter's. */
+static FILE *ffmpeg_rgb(const char *path, int64_t frames, const char *flags) {
+    char *command =
+        ma_format("ffmpeg -nostdin -v error -i '%s' -vsync passthrough -frames:v %d -sws_flags %s -f rawvideo "
+                  "-pix_fmt rgb24 -",
+                  path, frames ? (int)frames : 1 << 20, flags);
+    FILE *pipe = command ? popen(command, "r") : NULL;
+    free(command);
+    return pipe;
+}
+
 /* The largest difference from ffmpeg's own RGB over the first frames (0: all); -1: another number of frames. */
 static int against_ffmpeg(const char *path, int64_t frames) {
     ma_err e = {0};
@@ -31,10 +42,7 @@ static int against_ffmpeg(const char *path, int64_t frames) {
         printf("# %s\n", e.text);
         return -1;
     }
-    char *command =
-        ma_format("ffmpeg -nostdin -v error -i '%s' -vsync passthrough -frames:v %d -f rawvideo -pix_fmt rgb24 -", path,
-                  frames ? (int)frames : 1 << 20);
-    FILE *pipe = popen(command, "r");
+    FILE *pipe = ffmpeg_rgb(path, frames, "bicubic");
     size_t frame = (size_t)(c.height * c.width) * 3;
     uint8_t *theirs = malloc(frame);
     int most = 0;
@@ -48,9 +56,39 @@ static int against_ffmpeg(const char *path, int64_t frames) {
     if (n != c.frames) printf("# %lld frames, ffmpeg has %lld\n", (long long)c.frames, (long long)n);
     if (n != c.frames) most = -1;
     free(theirs);
-    free(command);
     ma_clip_free(&c);
     return most;
+}
+
+/* Frames that are scaled as they are read, against ffmpeg's RGB at the old size, cropped and resized: the mean
+ * difference. ffmpeg's own way there is to round down several times, which makes the picture darker by one or two of
+ * 255; told not to, it also interpolates chroma. -1: not read. */
+static double against_resized(const char *path, int64_t frames, int64_t height, int64_t width) {
+    ma_err e = {0};
+    ma_clip c;
+    ma_clip_opts o = {.size = {frames, height, width, 0}};
+    double sum = 0;
+    if (read_clip(path, o, &c, &e)) {
+        printf("# %s\n", e.text);
+        return -1;
+    }
+    int64_t w = c.source_width, rows = c.crop[2], columns = c.crop[3];
+    size_t frame = (size_t)(c.source_height * w) * 3;
+    uint8_t *theirs = malloc(frame), *part = malloc(frame), *want = malloc((size_t)(height * width) * 3);
+    FILE *pipe = ffmpeg_rgb(path, frames, "bicubic+accurate_rnd+full_chroma_int");
+    for (int64_t k = 0; pipe && k < c.frames && fread(theirs, 1, frame, pipe) == frame; k++) {
+        for (int64_t y = 0; y < rows; y++)
+            memcpy(part + y * columns * 3, theirs + ((c.crop[0] + y) * w + c.crop[1]) * 3, (size_t)columns * 3);
+        ma_image_resize(part, rows, columns, want, height, width);
+        for (int64_t i = 0; i < height * width * 3; i++) sum += abs(want[i] - c.rgb[k * height * width * 3 + i]);
+    }
+    if (pipe) pclose(pipe);
+    sum /= (double)(c.frames * height * width * 3);
+    free(theirs);
+    free(part);
+    free(want);
+    ma_clip_free(&c);
+    return sum;
 }
 
 static void test_assets(void) {
@@ -64,6 +102,9 @@ static void test_assets(void) {
         if (have_ffmpeg()) {
             int most = against_ffmpeg(path, 24);
             ok(most >= 0 && most <= 2, "%s is ffmpeg's RGB (largest difference %d of 255)", f->d_name, most);
+            double small = against_resized(path, 3, 160, 240), large = against_resized(path, 1, 512, 512);
+            ok(small >= 0 && small < 0.6 && large >= 0 && large < 0.6, "%s, smaller and larger: off by %.2f, %.2f",
+               f->d_name, small, large);
         }
         ma_buf b = {0};
         ma_err e = {0};
@@ -98,7 +139,7 @@ static char *make(const char *name, const char *how) {
 
 static void test_formats(void) {
     static const char *const how[][2] = {
-        {"odd.mkv", "testsrc=s=63x47:r=10:d=1 -pix_fmt yuv420p -c:v ffv1"},
+        {"odd.mkv", "testsrc2=s=630x470:r=10:d=1,scale=63:47 -pix_fmt yuv420p -c:v ffv1"},
         {"odd444.mp4", "testsrc=s=63x47:r=10:d=1 -pix_fmt yuv444p -c:v libx264"},
         {"422.mkv", "testsrc2=s=64x48:r=10:d=1 -pix_fmt yuv422p -c:v libx264"},
         {"tenbit.mkv", "testsrc2=s=64x48:r=10:d=1 -pix_fmt yuv420p10le -c:v ffv1"},
@@ -118,6 +159,10 @@ static void test_formats(void) {
         if (!path) continue;
         int most = against_ffmpeg(path, 0);
         ok(most >= 0 && most <= 2, "%s is ffmpeg's RGB (largest difference %d of 255)", how[i][0], most);
+        /* hard edges between pure colours, in few pixels: interpolated chroma is another picture */
+        double small = against_resized(path, 0, 15, 17), large = against_resized(path, 0, 99, 50);
+        ok(small >= 0 && small < 9 && large >= 0 && large < 9, "%s, smaller and larger: off by %.2f, %.2f", how[i][0],
+           small, large);
         free(path);
     }
 }

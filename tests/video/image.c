@@ -30,7 +30,7 @@ static void test_resize(int h, int w, int oh, int ow, const uint8_t *want) {
     uint8_t in[9 * 11 * 3], out[7 * 9 * 3];
     int most = 0;
     paint(in, h, w);
-    ok(!ma_image_resize(in, h, w, out, oh, ow, 3), "%dx%d to %dx%d", h, w, oh, ow);
+    ok(!ma_image_resize(in, h, w, out, oh, ow), "%dx%d to %dx%d", h, w, oh, ow);
     for (int i = 0; i < oh * ow * 3; i++)
         if (abs(out[i] - want[i]) > most) most = abs(out[i] - want[i]);
     ok(most <= 1, "as torch has it (largest difference %d)", most);
