@@ -118,7 +118,7 @@ ON_GPU  = LD_LIBRARY_PATH=$O:$$LD_LIBRARY_PATH
 
 # On a machine with a GPU: ops against the CPU's, the golden networks there, the tools, memory and races.
 check-gpu: all $(TESTS_G) $(GOLDEN)
-	@$(ON_GPU) O=$O SHARED=$(SHARED) PYTHON=$(PYTHON) prove --timer -e '' $(TESTS_G) tests/gpu/tools.t
+	@$(ON_GPU) O=$O SHARED=$(SHARED) PYTHON=$(PYTHON) prove --timer -e '' $(TESTS_G) $(wildcard tests/gpu/*.t)
 	@$(ON_GPU) MA_TEST_DEVICE=cuda SHARED=$(SHARED) prove --timer -e '' $(GOLDEN)
 	$(ON_GPU) compute-sanitizer --tool memcheck --error-exitcode 1 $O/tests/gpu/parity small >/dev/null
 	$(ON_GPU) compute-sanitizer --tool racecheck --error-exitcode 1 $O/tests/gpu/parity small >/dev/null

@@ -257,8 +257,8 @@ static int check_patterns(const ma_params *p) {
         bool fit = false;
         for (int i = 0; i < p->n && !fit; i++) fit = fits_pattern(s, (size_t)(end - s), p->at[i].name);
         if (!fit)
-            return ma_fail(ma_ctx_err(p->ctx), MA_USAGE, "no parameter is called %.*s, such as %s is", (int)(end - s), s,
-                           p->n ? p->at[p->n - 1].name : "");
+            return ma_fail(ma_ctx_err(p->ctx), MA_USAGE, "no parameter is called %.*s, such as %s is", (int)(end - s),
+                           s, p->n ? p->at[p->n - 1].name : "");
     }
     return 0;
 }
@@ -358,6 +358,15 @@ static bool ignored(const ma_params *p, const char *name, const char *const *ign
     for (; ignore && *ignore; ignore++)
         if (begins(name, *ignore) || begins(bare, *ignore)) return true;
     return false;
+}
+
+ma_label ma_label_of(const char *fmt, ...) {
+    ma_label l;
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(l.s, sizeof l.s, fmt, ap);
+    va_end(ap);
+    return l;
 }
 
 int ma_params_end(ma_params *p, const char *const *ignore) {

@@ -59,6 +59,12 @@ const ma_entry *ma_param_entry(const ma_params *, const char *name, ...) __attri
 /* A file's array by name as fp32 in the file's layout, marked as used (ma_release). NULL: the context has failed. */
 float *ma_param_host(ma_params *, int64_t count, const char *name, ...) __attribute__((format(printf, 3, 4)));
 
+/* A name put together; lives until the end of the full expression: ma_label_of("%s.weight", at).s */
+typedef struct ma_label {
+    char s[96];
+} ma_label;
+ma_label ma_label_of(const char *, ...) __attribute__((format(printf, 1, 2)));
+
 /* After the last: entries of the file that nobody asked for, and that none of `ignore` (prefixes, NULL at the end)
  * covers, are an error that names them; so is a pattern of `only` that fits none. */
 int ma_params_end(ma_params *, const char *const *ignore);

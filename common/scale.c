@@ -23,8 +23,6 @@ enum { ROWS = 4 };
 #endif
 enum { GROUP = 4, BLOCK = 4 }; /* rows that are set beside each other at once; vectors that come down at once */
 typedef float rows __attribute__((vector_size(ROWS * sizeof(float))));
-typedef int32_t whole_rows __attribute__((vector_size(ROWS * sizeof(int32_t))));
-typedef uint8_t byte_rows __attribute__((vector_size(ROWS)));
 
 /* What one output position takes: count source positions from `from` on, and their weights. */
 typedef struct taps {
@@ -47,9 +45,10 @@ struct ma_scaler {
     ma_scale_yuv yuv;
     int planes;
     plane plane[3];
-    rows *group;      /* (GROUP, w, channels, padded, of the widest plane): rows that have come down */
-    float *fours;     /* (w, channels, GROUP): the same, beside each other */
-    byte_rows *bytes; /* (ow, 3) */
+    rows *group;    /* (GROUP, w, channels, padded, of the widest plane): rows that have come down */
+    float *fours;   /* (w, channels, GROUP): the same, beside each other */
+    rows *colours;  /* (ow, 3), of YUV */
+    uint8_t *bytes; /* (ow, 3, ROWS) */
 };
 
 /* ---- taps */
@@ -159,23 +158,23 @@ static void fill_narrow(const ma_scaler *s, const plane *p) {
     }
 }
 
-/* Rounded, and kept to 0..255. By address: how such vectors are passed depends on the machine. */
-static void to_bytes(const rows *v, byte_rows *out) {
-    whole_rows i = __builtin_convertvector(*v + 0.5f, whole_rows);
-    i &= i > 0;
-    whole_rows over = i > 255;
-    *out = __builtin_convertvector((over & 255) | (~over & i), byte_rows);
+/* Rounded, and kept to 0..255. */
+static void to_bytes(const float *restrict in, uint8_t *restrict out, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        int32_t v = (int32_t)(in[i] + 0.5f);
+        v = v < 0 ? 0 : v;
+        out[i] = (uint8_t)(v > 255 ? 255 : v);
+    }
 }
 
 static void fill_bytes(const ma_scaler *s) {
     const plane *p = s->plane;
-    for (int64_t i = 0; i < 3 * s->size.ow && s->planes == 1; i++) to_bytes(&p[0].narrow[i], &s->bytes[i]);
     for (int64_t x = 0; x < s->size.ow && s->planes == 3; x++)
         for (int c = 0; c < 3; c++) {
             const float *m = s->yuv.matrix[c];
-            rows v = m[0] * p[0].narrow[x] + m[1] * p[1].narrow[x] + m[2] * p[2].narrow[x] + m[3];
-            to_bytes(&v, &s->bytes[3 * x + c]);
+            s->colours[3 * x + c] = m[0] * p[0].narrow[x] + m[1] * p[1].narrow[x] + m[2] * p[2].narrow[x] + m[3];
         }
+    to_bytes((const float *)(s->planes == 3 ? s->colours : p[0].narrow), s->bytes, 3 * s->size.ow * ROWS);
 }
 
 void ma_scaler_run(ma_scaler *s, const uint8_t *const *planes, const int *strides, uint8_t *rgb, int64_t stride) {
@@ -188,7 +187,7 @@ void ma_scaler_run(ma_scaler *s, const uint8_t *const *planes, const int *stride
             fill_narrow(s, &s->plane[k]);
         }
         fill_bytes(s);
-        const uint8_t *b = (const uint8_t *)s->bytes;
+        const uint8_t *b = s->bytes;
         for (int64_t k = 0; k < n; k++)
             for (int64_t i = 0; i < 3 * ow; i++) rgb[k * stride + i] = b[i * ROWS + k];
     }
@@ -223,8 +222,9 @@ ma_scaler *ma_scaler_new(const ma_scale_sizes *size, const ma_scale_yuv *yuv) {
         good = make_plane(&s->plane[k], size, k ? s->yuv.down : 0, k ? s->yuv.across : 0, yuv ? 1 : 3);
     s->group = good ? ma_alloc(GROUP * (size_t)padded(s->plane[0].w * s->plane[0].channels), sizeof *s->group) : NULL;
     s->fours = good ? ma_alloc((size_t)(s->plane[0].w * s->plane[0].channels), GROUP * sizeof *s->fours) : NULL;
-    s->bytes = ma_alloc((size_t)size->ow, 3 * sizeof *s->bytes);
-    if (s->group && s->fours && s->bytes) return s;
+    s->colours = yuv ? ma_alloc((size_t)size->ow, 3 * sizeof *s->colours) : NULL;
+    s->bytes = ma_alloc((size_t)size->ow, 3 * ROWS);
+    if (s->group && s->fours && (s->colours || !yuv) && s->bytes) return s;
     ma_scaler_free(s);
     return NULL;
 }
@@ -240,6 +240,7 @@ void ma_scaler_free(ma_scaler *s) {
     }
     ma_release(s->group);
     ma_release(s->fours);
+    ma_release(s->colours);
     ma_release(s->bytes);
     ma_release(s);
 }

@@ -110,6 +110,22 @@ static int late(void *opaque) {
 
 /* --- opening --- */
 
+/* Whether the container tells all that is asked of it, so that no frame need be decoded twice. In MP4 it tells even by
+ * how much the frames of H.264 are out of order (from their times); of other codecs, and where there are several
+ * streams to choose from, frames must be looked at. */
+static bool told(const AVFormatContext *f) {
+    const AVStream *video = NULL;
+    if (!strstr(f->iformat->name, "mp4")) return false;
+    for (unsigned i = 0; i < f->nb_streams; i++) {
+        if (f->streams[i]->codecpar->codec_type != AVMEDIA_TYPE_VIDEO) continue;
+        if (video) return false;
+        video = f->streams[i];
+    }
+    const AVCodecParameters *p = video ? video->codecpar : NULL;
+    return p && p->codec_id == AV_CODEC_ID_H264 && p->extradata_size > 0 && p->width > 0 && p->height > 0 &&
+           video->avg_frame_rate.num > 0 && video->avg_frame_rate.den > 0;
+}
+
 static int open_file(reader *r) {
     enum { CHUNK = 1 << 16 };
     AVDictionary *opts = NULL;
@@ -124,7 +140,7 @@ static int open_file(reader *r) {
     int rc = avformat_open_input(&r->file, NULL, NULL, &opts); /* frees and clears r->file when it fails */
     av_dict_free(&opts);
     if (rc < 0) return ma_av_fail(r->e, MA_CORRUPT, r->name, "not a readable video", rc);
-    rc = avformat_find_stream_info(r->file, NULL);
+    rc = told(r->file) ? 0 : avformat_find_stream_info(r->file, NULL);
     if (rc < 0) return ma_av_fail(r->e, MA_CORRUPT, r->name, "streams cannot be told", rc);
     rc = av_find_best_stream(r->file, AVMEDIA_TYPE_VIDEO, -1, -1, NULL, 0);
     if (rc < 0) return ma_fail(r->e, MA_MISSING, "%s: no video stream", r->name);

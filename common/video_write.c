@@ -2,11 +2,11 @@
  *
  * mp4: H.264 by libx264, yuv420p, BT.709 limited range, tagged as such; the index stands before the data. mkv: FFV1,
  * RGB, lossless. y4m: 4:4:4 in BT.601 limited range, which is what readers take a format without colour tags for.
- * Limits: the file is made in memory; constant frame rate; one thread, so that the bytes depend on the input alone.
- * Traps: players need the mp4 index first, and FFmpeg's own "faststart" opens the file anew by name, of which there is
- * none; so room is kept for the index beforehand (moov_size), which must not be too small. x264's
- * macroblock tree reads memory that it never wrote: on small frames the bytes differ from run to run. 4:2:0 has no odd
- * sizes.
+ * Limits: the file is made in memory; constant frame rate; the bytes depend on the input alone, so the number of
+ * threads does on the frames' size, not on the machine, and x264 is told to decide alike on all processors. Traps:
+ * players need the mp4 index first, and FFmpeg's own "faststart" opens the file anew by name, of which there is none;
+ * so room is kept for the index beforehand (moov_size), which must not be too small. x264's macroblock tree reads
+ * memory that it never wrote: on small frames the bytes differ from run to run. 4:2:0 has no odd sizes.
  */
 #include "av.h"
 #include "video.h"
@@ -137,6 +137,11 @@ static int put_y4m(writer *w) {
 
 /* --- mp4 and mkv: an encoder and a muxer --- */
 
+/* x264's: it encodes frames beside each other while the caller makes more. Small ones are not worth threads. */
+static int threads_for(int height, int width) {
+    return (int64_t)height * width < 256 * 256 ? 1 : 8;
+}
+
 static int open_codec(writer *w, const AVCodec *encoder) {
     w->codec = avcodec_alloc_context3(encoder);
     if (!w->codec) return AVERROR(ENOMEM);
@@ -158,6 +163,8 @@ static int open_codec(writer *w, const AVCodec *encoder) {
         av_dict_set_int(&opts, "crf", w->crf, 0);
         av_dict_set(&opts, "preset", "medium", 0);
         av_dict_set(&opts, "mbtree", "0", 0);
+        av_dict_set(&opts, "x264-params", "cpu-independent=1", 0);
+        c->thread_count = threads_for(w->height, w->width);
     } else {
         c->gop_size = 1;
         c->level = 3; /* the version of FFV1 with checksums */

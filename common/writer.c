@@ -5,8 +5,9 @@
  *
  * A few threads make the tar and compress; whoever finishes writes all that is then due, in order. The bytes depend on
  * the samples and the level alone, not on the threads. Limits: ustar's names (100 bytes, or 155 + 100 split at a slash)
- * and sizes (below 8 GiB). Trap: a pipe whose reader sleeps would hold a write() for ever, and with it the thread to be
- * joined when the run is stopped; so pipes are polled, and fed no more at a time than they take at once. */
+ * and sizes (below 8 GiB); each of up to 24 buffers stays as large as the largest sample that it had. Trap: a pipe
+ * whose reader sleeps would hold a write() for ever, and with it the thread to be joined when the run is stopped; so
+ * pipes are polled, and fed no more at a time than they take at once. */
 #include "shard.h"
 #include "cli.h"
 #include "file.h"
@@ -14,6 +15,7 @@
 #include <archive.h>
 #include <archive_entry.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
@@ -30,11 +32,11 @@ enum { THREADS_MOST = 8, SLOTS_A_THREAD = 2 };
 /* Skippable frame 0x184D2A5E of no bytes: as in reader.c. */
 static const char end_mark[8] = {0x5E, 0x2A, 0x4D, 0x18, 0, 0, 0, 0};
 
-/* A sample on its way: as it came, then tar, then packed. */
+/* A sample on its way: as it came, then as it is written. */
 typedef struct slot {
     ma_sample *s;
-    ma_buf bytes;
-    bool done; /* bytes are ready to be written */
+    ma_buf bytes; /* the memory is kept for the next: fresh pages cost more than what is done with them */
+    bool done;    /* bytes are ready to be written */
 } slot;
 
 struct ma_writer {
@@ -146,12 +148,13 @@ static int check_names(const ma_writer *w, const ma_sample *s, ma_err *e) {
     return rc;
 }
 
-/* The sample's tar members, without the end of the archive. */
+/* The sample's tar members, without the end of the archive. tar is emptied first. */
 static int make_tar(const ma_writer *w, const ma_sample *s, ma_buf *tar, ma_err *e) {
     struct archive *a = new_tar();
     if (!a) return ma_fail(e, MA_MEMORY, "%s: out of memory", s->key);
     size_t room = 0;
     for (int i = 0; i < s->n; i++) room += s->m[i].size + 1024; /* to grow it would be to copy it */
+    tar->size = 0;
     ma_buf_reserve(tar, room);
     int rc = archive_write_open(a, tar, NULL, to_buf, NULL) == ARCHIVE_OK
                  ? add_members(w, a, s, e)
@@ -159,34 +162,28 @@ static int make_tar(const ma_writer *w, const ma_sample *s, ma_buf *tar, ma_err 
     size_t end = tar->size;
     archive_write_free(a); /* adds the end of the archive, which is not wanted here */
     tar->size = end;
-    if (rc) ma_buf_free(tar);
     return rc;
 }
 
-/* Packs bytes in place: one frame. A fresh context each time: what a used one remembers may change what it makes. */
-static int compress(ma_buf *b, int level, bool mark, ma_err *e) {
-    if (!level || !b->size) return 0;
-    size_t room = ZSTD_compressBound(b->size) + sizeof end_mark, n;
+/* Packs bytes into out, which is emptied first: one frame. A fresh context each time: what a used one remembers may
+ * change what it makes. */
+static int compress(const ma_buf *b, ma_buf *out, int level, bool mark, ma_err *e) {
     ZSTD_CCtx *c = ZSTD_createCCtx();
-    char *out = malloc(room);
+    size_t room = ZSTD_compressBound(b->size), n;
     int rc = -1;
-    if (!c || !out) {
+    out->size = 0;
+    if (!c || ma_buf_reserve(out, room + sizeof end_mark)) {
         ma_fail(e, MA_MEMORY, "out of memory");
     } else {
         ZSTD_CCtx_setParameter(c, ZSTD_c_compressionLevel, level);
         ZSTD_CCtx_setParameter(c, ZSTD_c_checksumFlag, 1);
-        n = ZSTD_compress2(c, out, room, b->data, b->size);
+        n = ZSTD_compress2(c, out->data, room, b->data, b->size);
         rc = ZSTD_isError(n) ? ma_fail(e, MA_MEMORY, "zstd: %s", ZSTD_getErrorName(n)) : 0;
     }
     ZSTD_freeCCtx(c);
-    if (rc) {
-        free(out);
-        return -1;
-    }
-    if (mark) memcpy(out + n, end_mark, sizeof end_mark);
-    ma_buf_free(b);
-    *b = (ma_buf){.data = out, .size = n + (mark ? sizeof end_mark : 0), .room = room};
-    return 0;
+    if (rc) return -1;
+    out->size = n;
+    return mark ? ma_buf_add(out, end_mark, sizeof end_mark) : 0;
 }
 
 /* ---- out */
@@ -207,6 +204,13 @@ static int put(ma_writer *w, const ma_buf *b, ma_err *e) {
     return 0;
 }
 
+/* Has the disk begin with what was written, or closing the file would wait for all of it. */
+static void start_disk(const ma_writer *w) {
+#ifdef __linux__
+    if (w->file) sync_file_range(w->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
+#endif
+}
+
 /* Writes what is due. The lock is held, but not while writing. */
 static void write_due(ma_writer *w) {
     while (!w->writing && w->written < w->taken && w->slot[w->written % w->nslots].done) {
@@ -215,8 +219,7 @@ static void write_due(ma_writer *w) {
         w->writing = true;
         bool skip = w->err.reason != MA_OK;
         pthread_mutex_unlock(&w->lock);
-        if (!skip) put(w, &s->bytes, &e);
-        ma_buf_free(&s->bytes);
+        if (!skip && !put(w, &s->bytes, &e)) start_disk(w);
         pthread_mutex_lock(&w->lock);
         if (e.reason) ma_fail(&w->err, e.reason, "%s", e.text);
         s->done = false;
@@ -226,8 +229,15 @@ static void write_due(ma_writer *w) {
     }
 }
 
+/* The sample's part of the shard, into the slot. tar: memory that its thread keeps. */
+static int make(const ma_writer *w, slot *s, ma_buf *tar, ma_err *e) {
+    if (!w->level) return make_tar(w, s->s, &s->bytes, e);
+    return make_tar(w, s->s, tar, e) || compress(tar, &s->bytes, w->level, true, e) ? -1 : 0;
+}
+
 static void *worker(void *writer) {
     ma_writer *w = writer;
+    ma_buf tar = {0};
     pthread_mutex_lock(&w->lock);
     for (;;) {
         while (w->taken == w->added && !w->closing) pthread_cond_wait(&w->work, &w->lock);
@@ -235,7 +245,7 @@ static void *worker(void *writer) {
         slot *s = &w->slot[w->taken++ % w->nslots];
         ma_err e = {0};
         pthread_mutex_unlock(&w->lock);
-        if (!atomic_load(&w->quit) && !make_tar(w, s->s, &s->bytes, &e)) compress(&s->bytes, w->level, true, &e);
+        if (!atomic_load(&w->quit)) make(w, s, &tar, &e);
         ma_sample_free(s->s);
         s->s = NULL;
         pthread_mutex_lock(&w->lock);
@@ -244,6 +254,7 @@ static void *worker(void *writer) {
         write_due(w);
     }
     pthread_mutex_unlock(&w->lock);
+    ma_buf_free(&tar);
     return NULL;
 }
 
@@ -263,6 +274,7 @@ static void release(ma_writer *w) {
     pthread_cond_destroy(&w->work);
     pthread_cond_destroy(&w->room);
     ma_keyset_free(&w->keys);
+    for (size_t k = 0; k < w->nslots; k++) ma_buf_free(&w->slot[k].bytes);
     for (int i = 0; i < w->ndrop; i++) free(w->drop[i]);
     free(w->drop);
     free(w->name);
@@ -335,9 +347,11 @@ int ma_writer_add(ma_writer *w, ma_sample *s, ma_err *e) {
 
 /* Two zero blocks, and what a close() of the output would have to report. */
 static int finish(ma_writer *w, ma_err *e) {
-    ma_buf end = {.data = calloc(2, 512), .size = 1024};
+    ma_buf end = {.data = calloc(2, 512), .size = 1024}, packed = {0};
     if (!end.data) return ma_fail(e, MA_MEMORY, "%s: out of memory", w->name);
-    int rc = compress(&end, w->level, false, e) || put(w, &end, e) ? -1 : 0;
+    int rc = w->level ? compress(&end, &packed, w->level, false, e) : 0;
+    if (!rc) rc = put(w, w->level ? &packed : &end, e);
+    ma_buf_free(&packed);
     ma_buf_free(&end);
     if (rc || w->file) return rc;
     int copy = dup(w->fd); /* the descriptor stays open, but NFS tells of a full disk on close */

@@ -4,7 +4,7 @@
 #
 # Goals: all (default)  samples, or without PROMPTS the tuned model, and whatever they need
 #        latents        OUT/latents/NAME.tar.zst: latents, text embeddings and motion, without videos
-#        align          OUT/tuned: the transformer that takes the base's place; its log and checkpoints
+#        align          OUT/tuned: the transformer that takes the base's place, or a LoRA; its log and checkpoints
 #        sample         OUT/samples: a clip a line of PROMPTS, manifest.csv
 #        features, flow, train, apply, status, help   as in stage1.mk
 # Stage 1: its variables: VIDEOS, LIST or SHARDS, SHARD_SIZE, OUT, ENCODER, RAFT or MOTION, PRESET, EXTRACT, FLOW, TRAIN,
@@ -13,7 +13,7 @@
 #        PROMPTS=FILE         a prompt a line
 #        CLIP=49x480x720      what the VAE sees; the frames are those of stage 1
 #        LATENTS=             options of ma-extract (-e vae=BASE -e t5=BASE)
-#        ALIGN=               more options of ma-align: --train lora --merge, --loss soft-trd=0.5,repa=0.1
+#        ALIGN=               more options of ma-align: --train lora, --loss soft-trd=0.5,repa=0.1
 #        SAMPLE=              options of ma-sample
 #        LAUNCH=              what is put before ma-align: mpirun -n 8, for eight GPUs
 # Killed, the same command goes on: outputs appear whole or not at all, training resumes from its checkpoint. SHARD=I/N
@@ -49,7 +49,7 @@ $(OUT)/tuned/done: $(call everyone,latents) $(call stamp,align)
 	@$(script2) align $@ $(LAUNCH) $(tools)ma-align $(use) $(options_align)
 
 $(OUT)/samples/done: $(OUT)/tuned/done $(PROMPTS) $(call stamp,sample)
-	@$(script2) sample $@ $(PROMPTS) $(tools)ma-sample -t $(OUT)/tuned/transformer $(options_sample)
+	@$(script2) sample $@ $(PROMPTS) $(tools)ma-sample $(options_sample)
 
 ifdef SHARD
 all: latents

@@ -41,13 +41,15 @@ align() {
     touch "$to/done"
 }
 
-# sample DONE PROMPTS COMMAND…: a clip a line. What is there of the same weights, prompts and options stays.
+# sample DONE PROMPTS COMMAND…: a clip a line, by the tuned transformer, or the base with the adapters. What is there of
+# the same weights, prompts and options stays.
 sample() {
-    local to=${1%/*} prompts=$2
+    local to=${1%/*} prompts=$2 tuned=$OUT/tuned
     shift 2
+    [ ! -d "$tuned/transformer" ] || tuned+=/transformer
     mkdir -p "$to"
     rm -f "$to/done"
-    logged sample "$@" -o "$to" < "$prompts" || failed sample
+    logged sample "$@" -t "$tuned" -o "$to" < "$prompts" || failed sample
     touch "$to/done"
 }
 

@@ -84,8 +84,9 @@ static void draw_latent(const work *w, const ma_item *item, int64_t step, const 
     const int64_t channels = w->shape[4], plane = w->shape[1] * w->shape[2] * w->shape[3];
     ma_rng rng = ma_rng_make((uint64_t)cli.common.seed, item->key, (uint64_t)step, MA_RNG_POSTERIOR);
     ma_rng_fill_normal(&rng, noise, (size_t)(channels * plane));
-    for (int64_t c = 0; c < channels; c++)
-        for (int64_t k = 0; k < plane; k++) {
+#pragma omp parallel for
+    for (int64_t k = 0; k < plane; k++)
+        for (int64_t c = 0; c < channels; c++) {
             float mean = stored[c * plane + k], log_variance = stored[(channels + c) * plane + k];
             float deviation = expf(0.5f * fminf(fmaxf(log_variance, -30), 20));
             x0[k * channels + c] = (float)w->pipe.scaling * (mean + deviation * noise[k * channels + c]);
@@ -101,6 +102,7 @@ static double diffuse(const work *w, const ma_item *item, int64_t step, float *n
     const float a = (float)sqrt(w->pipe.schedule.alpha_bar[t]), b = (float)sqrt(1 - w->pipe.schedule.alpha_bar[t]);
     rng = ma_rng_make(seed, item->key, (uint64_t)step, MA_RNG_NOISE);
     ma_rng_fill_normal(&rng, noise, count);
+#pragma omp parallel for
     for (size_t k = 0; k < count; k++) {
         float x0 = x[k];
         x[k] = a * x0 + b * noise[k];

@@ -21,17 +21,18 @@ enum {
     TF32 = 4                   /* of --dtype */
 };
 
-static const char *base, *transformer, *prompts_file, *negative, *noise_file;
+static const char *base, *tuned, *prompts_file, *negative, *noise_file;
 static int64_t steps = 50, clips = 1, crf = 18;
-static double guidance = 6;
+static double guidance = 6, strength = 1;
 static int format, naming, sampler, paired, tiles;
 static bool from_shard, dynamic, save_latents;
 static ma_clip_size size = {0};
 
 static const ma_opt options[] = {
     {"base", 'b', MA_OPT_TEXT, &base, "DIR", "the model, a folder in diffusers' layout", 0, 0},
-    {"transformer", 't', MA_OPT_TEXT, &transformer, "DIR",
-     "take the transformer's weights from here (ma-align's OUT/transformer)", 0, 0},
+    {"transformer", 't', MA_OPT_TEXT, &tuned, "PATH",
+     "the transformer from here (ma-align's OUT/transformer), or the base's with this LoRA (OUT)", 0, 0},
+    {"lora-strength", 0, MA_OPT_REAL, &strength, "X", "how much of the LoRA is added (default 1)", -100, 100},
     {"prompts", 'p', MA_OPT_TEXT, &prompts_file, "FILE", "prompts, one a line, or columns of a .csv or .tsv", 0, 0},
     {"shard", 0, MA_OPT_FLAG, &from_shard, NULL, "the inputs are shards whose samples are the prompts", 0, 0},
     {"negative", 0, MA_OPT_TEXT, &negative, "TEXT", "what guidance leads away from (default nothing)", 0, 0},
@@ -65,6 +66,7 @@ static ma_cli cli = {.name = "ma-sample",
 typedef struct work {
     ma_device *dev;
     ma_type type;
+    const char *transformer; /* where its weights are; NULL: in the base */
     ma_pipeline pipe;
     generate_options how;
     generator *g;
@@ -104,6 +106,7 @@ static cJSON *options_of(const work *w) {
     cJSON_AddStringToObject(o, "scheduler", choice("scheduler", w->how.sampler == MA_DPM ? 2 : 1, word));
     cJSON_AddNumberToObject(o, "guidance", guidance);
     cJSON_AddBoolToObject(o, "dynamic-cfg", dynamic);
+    if (w->how.lora) cJSON_AddNumberToObject(o, "lora-strength", strength);
     cJSON_AddStringToObject(o, "tile", choice("tile", tiles, word));
     cJSON_AddStringToObject(o, "dtype", cli.common.dtype == TF32 ? "tf32" : ma_type_name(w->type));
     cJSON_AddStringToObject(o, "format", choice("format", format, word));
@@ -421,29 +424,31 @@ static void ask(work *w) {
     }
 }
 
+static void add_mark(cJSON *to, const char *part, const ma_weights *w) {
+    char hex[65];
+    ma_pipeline_mark(w, hex);
+    cJSON_AddStringToObject(to, part, hex);
+}
+
+/* The mark of weights that are opened for it alone; they are closed. NULL: they could not be. */
+static int add_opened(cJSON *to, const char *part, ma_weights *w) {
+    if (w) add_mark(to, part, w);
+    ma_weights_close(w);
+    return w ? 0 : -1;
+}
+
 /* Of the parts, by which a clip is told from that of other weights. */
 static int mark_weights(work *w, ma_err *e) {
-    char hex[65];
-    w->weights = cJSON_CreateObject();
-    ma_pipeline_mark(generator_weights(w->g, false), hex);
-    cJSON_AddStringToObject(w->weights, "transformer", hex);
-    if (generator_weights(w->g, true)) {
-        ma_pipeline_mark(generator_weights(w->g, true), hex);
-        cJSON_AddStringToObject(w->weights, "vae", hex);
-    }
-    ma_weights *text = w->pipe.reads ? ma_pipeline_part(base, "text_encoder", e) : NULL;
-    if (w->pipe.reads && !text) return -1;
-    if (text) {
-        ma_pipeline_mark(text, hex);
-        cJSON_AddStringToObject(w->weights, "text_encoder", hex);
-    }
-    ma_weights_close(text);
-    return 0;
+    cJSON *to = w->weights = cJSON_CreateObject();
+    add_mark(to, "transformer", generator_weights(w->g, false));
+    if (w->how.lora && add_opened(to, "lora", lora_weights(w->how.lora, e))) return -1;
+    if (generator_weights(w->g, true)) add_mark(to, "vae", generator_weights(w->g, true));
+    return w->pipe.reads ? add_opened(to, "text_encoder", ma_pipeline_part(base, "text_encoder", e)) : 0;
 }
 
 /* What of the transformer's folder is not used, and what is known to go wrong. */
 static void say_oddities(const work *w) {
-    char *path = transformer ? ma_strdup(transformer) : ma_format("%s/transformer", base);
+    char *path = w->transformer ? ma_strdup(w->transformer) : ma_format("%s/transformer", base);
     char *extra = path ? ma_pipeline_extra(path, generator_weights(w->g, false)) : NULL;
     if (extra) ma_say(&cli, 1, "%s", extra);
     if (w->type == MA_F16 && w->pipe.transformer.rotary)
@@ -452,9 +457,17 @@ static void say_oddities(const work *w) {
     free(extra);
 }
 
+/* -t is a transformer, or a LoRA for that of the base. */
+static int sort_tuned(work *w, ma_err *e) {
+    const bool low = tuned && lora_is(tuned);
+    *(low ? &w->how.lora : &w->transformer) = tuned;
+    w->how.strength = strength;
+    return low || strength == 1 ? 0 : ma_fail(e, MA_USAGE, "--lora-strength: no LoRA is given (-t)");
+}
+
 static int start(work *w, ma_err *e) {
-    if (ma_pipeline_read(base, &w->pipe, e) || (transformer && ma_pipeline_swap(transformer, &w->pipe, e)) ||
-        fit_shape(w, e))
+    if (sort_tuned(w, e) || ma_pipeline_read(base, &w->pipe, e) ||
+        (w->transformer && ma_pipeline_swap(w->transformer, &w->pipe, e)) || fit_shape(w, e))
         return -1;
     if (steps > w->pipe.schedule.steps)
         return ma_fail(e, MA_USAGE, "--steps: the model knows %d", w->pipe.schedule.steps);
@@ -463,7 +476,7 @@ static int start(work *w, ma_err *e) {
     if (!cli.common.dry_run && read_prompts(w, e)) return -1;
     ask(w);
     ma_device *plan = ma_context_plan(&cli, w->dev, e);
-    w->g = plan ? generator_open(w->dev, plan, w->type, base, transformer, &w->pipe, &w->how, e) : NULL;
+    w->g = plan ? generator_open(w->dev, plan, w->type, base, w->transformer, &w->pipe, &w->how, e) : NULL;
     if (plan != w->dev) ma_device_close(plan);
     if (!w->g || mark_weights(w, e)) return -1;
     say_oddities(w);

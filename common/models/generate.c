@@ -67,6 +67,14 @@ static void unload(generator *g) {
     g->loaded = 0;
 }
 
+static int merge_adapters(generator *g, ma_err *e) {
+    lora *l = lora_open(g->c, g->o.lora, e);
+    int rc = l ? 0 : -1;
+    if (l && (cogvideox_adapt(g->net, l) || lora_merge(l, g->o.strength))) rc = ma_ctx_failed(g->c, e);
+    lora_free(l);
+    return rc;
+}
+
 static int load(generator *g, int what, ma_err *e) {
     if (!(g->c = ma_ctx_new(g->dev, e))) return -1;
     ma_set_type(g->c, g->type);
@@ -76,6 +84,7 @@ static int load(generator *g, int what, ma_err *e) {
         g->p[0] = ma_params_new(g->c, g->w[0], false, 0);
         g->net = g->p[0] ? cogvideox_make(g->p[0], &g->pipe.transformer) : NULL;
         if (g->net) ma_params_end(g->p[0], ma_pipeline_beside);
+        if (g->o.lora && !ma_ctx_failed(g->c, e) && merge_adapters(g, e)) return -1;
     }
     if (what & CODEC && has_vae(g)) {
         g->p[1] = ma_params_new(g->c, g->w[1], false, 0);

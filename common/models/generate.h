@@ -26,6 +26,8 @@ typedef struct generate_options {
     generate_choice paired; /* with and without the text in one batch */
     generate_choice tiles;  /* frames decoded in tiles */
     uint64_t seed;
+    const char *lora; /* adapters, for lora_open; NULL: none */
+    double strength;  /* with which they are merged into the transformer */
 } generate_options;
 
 typedef struct generator generator;

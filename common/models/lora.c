@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #define PREFIX "transformer."
 
@@ -93,7 +94,7 @@ static const cJSON *meta_of(const lora *l, const char *name) {
 
 static int read_meta(lora *l, ma_err *e) {
     static const char *const other[] = {"use_dora", "use_rslora"};
-    const char *path = ma_weights_path(l->file), *text = ma_weights_meta(l->file, "lora_adapter_metadata");
+    const char *path = ma_weights_path(l->file), *text = ma_weights_meta(l->file, LORA_META);
     if (!text) return 0;
     if (!(l->meta = ma_json_parse(text, strlen(text), path, e))) return -1;
     for (size_t k = 0; k < sizeof other / sizeof *other; k++)
@@ -102,23 +103,44 @@ static int read_meta(lora *l, ma_err *e) {
     return 0;
 }
 
-lora *lora_open(ma_ctx *c, const char *path, ma_err *e) {
+static bool is_folder(const char *path) {
     struct stat s;
-    bool folder = !stat(path, &s) && S_ISDIR(s.st_mode);
-    char *file = ma_format("%s%s", path, folder ? "/" LORA_FILE : "");
-    ma_weights *w = NULL;
-    if (!file)
-        ma_fail(e, MA_MEMORY, "%s: out of memory", path);
-    else
-        w = ma_weights_open(file, e);
+    return !stat(path, &s) && S_ISDIR(s.st_mode);
+}
+
+/* free(); NULL: out of memory */
+static char *file_of(const char *path) {
+    return ma_format("%s%s", path, is_folder(path) ? "/" LORA_FILE : "");
+}
+
+ma_weights *lora_weights(const char *path, ma_err *e) {
+    char *file = file_of(path);
+    ma_weights *w = file ? ma_weights_open(file, e) : NULL;
+    if (!file) ma_fail(e, MA_MEMORY, "%s: out of memory", path);
     free(file);
+    return w;
+}
+
+bool lora_is(const char *path) {
+    ma_err none = {0};
+    char *file = file_of(path);
+    const bool folder = is_folder(path), there = file && !access(file, R_OK);
+    ma_weights *w = there && !folder ? ma_weights_open(file, &none) : NULL;
+    bool found = there && folder;
+    for (int k = 0; w && k < ma_weights_count(w) && !found; k++)
+        found = strstr(ma_weights_at(w, k)->name, ".lora_A.") != NULL;
+    ma_weights_close(w);
+    free(file);
+    return found;
+}
+
+lora *lora_open(ma_ctx *c, const char *path, ma_err *e) {
+    ma_weights *w = lora_weights(path, e);
     lora *l = w ? make(c, w, 0) : NULL;
-    if (!l || read_meta(l, e)) {
-        ma_ctx_failed(c, e);
-        lora_free(l);
-        return NULL;
-    }
-    return l;
+    if (l && !read_meta(l, e)) return l;
+    ma_ctx_failed(c, e);
+    lora_free(l);
+    return NULL;
 }
 
 /* Alpha of a module of the file. */
@@ -226,16 +248,20 @@ static int add_map(const lora *l, const map *m, float *w, double strength) {
     return rc;
 }
 
+static int merge_map(const lora *l, const map *m, double strength) {
+    float *w = ma_alloc((size_t)ma_count(m->w), sizeof *w);
+    int rc = w ? ma_get(l->ctx, m->w, w) : no_memory(l);
+    if (!rc) rc = add_map(l, m, w, strength);
+    if (!rc) rc = ma_put(l->ctx, m->w, w);
+    ma_release(w);
+    return rc;
+}
+
 int lora_merge(lora *l, double strength) {
+    const bool planned = ma_ctx_device(l->ctx)->plan;
     for (int k = 0; k < l->n; k++) {
-        map *m = &l->at[k];
-        float *w = ma_alloc((size_t)ma_count(m->w), sizeof *w);
-        int rc = w ? ma_get(l->ctx, m->w, w) : no_memory(l);
-        if (!rc) rc = add_map(l, m, w, strength);
-        if (!rc) rc = ma_put(l->ctx, m->w, w);
-        ma_release(w);
-        if (rc) return -1;
-        *m->pair = (lora_pair){0};
+        if (!planned && merge_map(l, &l->at[k], strength)) return -1;
+        *l->at[k].pair = (lora_pair){0};
     }
     forget_maps(l);
     return 0;
@@ -270,7 +296,7 @@ static char *meta_text(const lora *l) {
 int lora_save(lora *l, const char *path, ma_err *e) {
     char *meta = meta_text(l);
     if (!meta) return ma_fail(e, MA_MEMORY, "%s: out of memory", path);
-    int rc = ma_params_save(l->params, path, MA_F32, 0, (const char *const[]){"lora_adapter_metadata", meta, NULL}, e);
+    int rc = ma_params_save(l->params, path, MA_F32, 0, (const char *const[]){LORA_META, meta, NULL}, e);
     free(meta);
     return rc;
 }

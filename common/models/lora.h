@@ -14,6 +14,7 @@
 #include "../param.h"
 
 #define LORA_FILE    "pytorch_lora_weights.safetensors"
+#define LORA_META    "lora_adapter_metadata" /* of the file's __metadata__: a LoraConfig */
 #define LORA_TARGETS "to_q,to_k,to_v,to_out.0"
 
 /* Beside a weight (out, in): a (rank, in), b (out, rank). All zero: no adapter. */
@@ -28,6 +29,9 @@ typedef struct lora lora;
 lora *lora_new(ma_ctx *, int64_t rank, double alpha, const char *targets, uint64_t seed);
 /* path: the file, or the folder that holds it. Alpha is the metadata's, or MODULE.alpha, or else the rank. */
 lora *lora_open(ma_ctx *, const char *path, ma_err *);
+/* What lora_open reads, for fingerprints; and whether path is such a file or folder at all. */
+ma_weights *lora_weights(const char *path, ma_err *);
+bool lora_is(const char *path);
 void lora_free(lora *); /* the tensors belong to the context */
 
 /* For networks: the pair for a module, whose weight is w, where it is to have one. pair stays where it is. */

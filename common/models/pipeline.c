@@ -203,7 +203,9 @@ static size_t bytes_in_a_row(const ma_entry *e) {
 
 void ma_pipeline_mark(const ma_weights *w, char hex[65]) {
     enum { PIECE = 4096 };
+    const char *meta = ma_weights_meta(w, LORA_META);
     ma_sha *sha = ma_sha_new();
+    if (meta) ma_sha_add(sha, meta, strlen(meta) + 1);
     for (int k = 0; k < ma_weights_count(w); k++) {
         const ma_entry *e = ma_weights_at(w, k);
         const size_t bytes = bytes_in_a_row(e), piece = bytes < PIECE ? bytes : PIECE;

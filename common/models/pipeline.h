@@ -41,7 +41,8 @@ ma_weights *ma_pipeline_part(const char *dir, const char *part, ma_err *);
  * a line that names what of it is there, NULL where nothing is. free() */
 extern const char *const ma_pipeline_beside[];
 char *ma_pipeline_extra(const char *transformer, const ma_weights *);
-/* A hash that tells weights apart without reading all of them: names, types, shapes, and 12 KB of every array. */
+/* A hash that tells weights apart without reading all of them: names, types, shapes, and 12 KB of every array; of a
+ * LoRA its metadata, too, where alpha is. */
 void ma_pipeline_mark(const ma_weights *, char hex[65]);
 
 /* A prompt on its way to its embedding. */

@@ -24,7 +24,6 @@
 #include "raft.h"
 
 #include <math.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -213,38 +212,24 @@ static conv_layer load_normed(ma_params *p, const char *name, const char *norm, 
     return host_give(p, &h);
 }
 
-/* A name put together; lives until the end of the full expression. */
-typedef struct label {
-    char s[96];
-} label;
-
-__attribute__((format(printf, 1, 2))) static label named(const char *fmt, ...) {
-    label l;
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(l.s, sizeof l.s, fmt, ap);
-    va_end(ap);
-    return l;
-}
-
 static void load_block(raft *r, residual *b, const char *at) {
     const char *name = r->torchvision ? "convnormrelu" : "conv", *zero = r->torchvision ? ".0" : "";
     const char *norm = r->torchvision ? "convnormrelu" : "norm", *one = r->torchvision ? ".1" : "";
     int convs = r->small ? 3 : 2;
     for (int k = 0; k < convs; k++)
-        b->conv[k] = load_normed(r->params, named("%s.%s%d%s", at, name, k + 1, zero).s,
-                                 named("%s.%s%d%s", at, norm, k + 1, one).s, NULL, 1);
+        b->conv[k] = load_normed(r->params, ma_label_of("%s.%s%d%s", at, name, k + 1, zero).s,
+                                 ma_label_of("%s.%s%d%s", at, norm, k + 1, one).s, NULL, 1);
     if (ma_param_entry(r->params, "%s.downsample.0.weight", at))
-        b->down = load_normed(r->params, named("%s.downsample.0", at).s, named("%s.downsample.1", at).s,
-                              named("%s.norm%d", at, convs + 1).s, 1);
+        b->down = load_normed(r->params, ma_label_of("%s.downsample.0", at).s, ma_label_of("%s.downsample.1", at).s,
+                              ma_label_of("%s.norm%d", at, convs + 1).s, 1);
 }
 
 static void load_encoder(raft *r, encoder *e, const char *root) {
     bool tv = r->torchvision;
-    e->stem = load_normed(r->params, named("%s.%s", root, tv ? "convnormrelu.0" : "conv1").s,
-                          named("%s.%s", root, tv ? "convnormrelu.1" : "norm1").s, NULL, whole(r->params));
+    e->stem = load_normed(r->params, ma_label_of("%s.%s", root, tv ? "convnormrelu.0" : "conv1").s,
+                          ma_label_of("%s.%s", root, tv ? "convnormrelu.1" : "norm1").s, NULL, whole(r->params));
     for (int k = 0; k < STAGES * BLOCKS; k++)
-        load_block(r, &e->block[k], named("%s.layer%d.%d", root, k / BLOCKS + 1, k % BLOCKS).s);
+        load_block(r, &e->block[k], ma_label_of("%s.layer%d.%d", root, k / BLOCKS + 1, k % BLOCKS).s);
 }
 
 static int wrong_widths(const raft *r, const char *what) {
@@ -284,7 +269,7 @@ static void load_gru(raft *r, gru *g, const char *at, const char *suffix) {
     host_conv gate[3] = {0};
     int64_t hidden = r->hidden.w ? r->hidden.w->n[0] : 0, context = r->context.w ? r->context.w->n[0] : 0;
     int64_t x = r->motion.w ? r->motion.w->n[0] + 2 : 0;
-    for (int k = 0; k < 3; k++) gate[k] = host_read(p, named("%s.conv%c%s", at, "zrq"[k], suffix).s);
+    for (int k = 0; k < 3; k++) gate[k] = host_read(p, ma_label_of("%s.conv%c%s", at, "zrq"[k], suffix).s);
     bool good = gate[0].w && gate[0].n[0] == hidden && gate[0].n[4] == hidden + context + x;
     for (int k = 1; k < 3; k++) good = good && gate[k].w && !memcmp(gate[k].n, gate[0].n, sizeof gate[k].n);
     if (good)
@@ -321,7 +306,7 @@ static void load_update(raft *r) {
     r->motion = load_conv(p, tv ? "update_block.motion_encoder.conv.0" : "update_block.encoder.conv");
     r->head[0] = load_conv(p, "update_block.flow_head.conv1");
     r->head[1] = load_padded(p, "update_block.flow_head.conv2", unit, 1);
-    if (!ma_failed(p->ctx) && conv_shape(p, named("%s.convz%s", first, suffix).s, n))
+    if (!ma_failed(p->ctx) && conv_shape(p, ma_label_of("%s.convz%s", first, suffix).s, n))
         load_context(r, tv ? "context_encoder.conv" : "cnet.conv2", n[0]);
     load_gru(r, &r->gru[0], first, suffix);
     if (twice) load_gru(r, &r->gru[1], second, tv ? "" : "2");

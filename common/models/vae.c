@@ -18,7 +18,6 @@
 
 #include "../config.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -217,20 +216,6 @@ typedef struct loader {
     int64_t channels; /* of these */
 } loader;
 
-/* A name put together; lives until the end of the full expression. */
-typedef struct label {
-    char s[96];
-} label;
-
-__attribute__((format(printf, 1, 2))) static label named(const char *fmt, ...) {
-    label l;
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(l.s, sizeof l.s, fmt, ap);
-    va_end(ap);
-    return l;
-}
-
 static conv_layer load_conv(ma_params *p, ma_layout layout, int64_t o, const int64_t k[3], int64_t c, const char *at) {
     conv_layer l;
     l.w = ma_param(p, layout, MA_INIT_FAN, MA_SHAPE(o, k[0], k[1], k[2], c), "%s.weight", at);
@@ -299,8 +284,8 @@ static int64_t load_maps(loader *l, const char *norm, int64_t channels) {
     static const char *const names[2] = {"conv_y", "conv_b"};
     int64_t from = l->channels;
     for (int k = 0; k < 2; k++)
-        l->map[l->maps++] =
-            load_conv(l->p, MA_CONV3D, channels, one, l->c->latent_channels, named("%s.%s.conv", norm, names[k]).s);
+        l->map[l->maps++] = load_conv(l->p, MA_CONV3D, channels, one, l->c->latent_channels,
+                                      ma_label_of("%s.%s.conv", norm, names[k]).s);
     l->channels += 2 * channels;
     return from;
 }
@@ -341,9 +326,9 @@ static void load_step(loader *l, step *s, const char *norm, const char *conv, in
 }
 
 static void load_resnet(loader *l, resnet *r, const char *at, int64_t in, int64_t out, int level) {
-    load_step(l, &r->first, named("%s.norm1", at).s, named("%s.conv1.conv", at).s, in, out, level);
-    load_step(l, &r->second, named("%s.norm2", at).s, named("%s.conv2.conv", at).s, out, out, level);
-    if (in != out) r->shortcut = load_conv(l->p, MA_CONV3D, out, one, in, named("%s.conv_shortcut", at).s);
+    load_step(l, &r->first, ma_label_of("%s.norm1", at).s, ma_label_of("%s.conv1.conv", at).s, in, out, level);
+    load_step(l, &r->second, ma_label_of("%s.norm2", at).s, ma_label_of("%s.conv2.conv", at).s, out, out, level);
+    if (in != out) r->shortcut = load_conv(l->p, MA_CONV3D, out, one, in, ma_label_of("%s.conv_shortcut", at).s);
 }
 
 /* Block number k from the part's side of the pixels or of the latents. */
@@ -353,12 +338,12 @@ static void load_block(loader *l, int k, int64_t in, int64_t out) {
     block *b = &l->to->block[k];
     b->at = l->to->resnets + k * l->to->layers;
     for (int j = 0; j < l->to->layers; j++)
-        load_resnet(l, &b->at[j], named("%s.%d.resnets.%d", root, k, j).s, j ? out : in, out,
+        load_resnet(l, &b->at[j], ma_label_of("%s.%d.resnets.%d", root, k, j).s, j ? out : in, out,
                     l->decoder ? c->blocks - 1 - k : k);
     if (k == c->blocks - 1) return;
     b->time = k < time_levels(c);
     const char *kind = l->decoder ? "upsamplers" : "downsamplers";
-    b->sampler = load_conv(l->p, MA_CONV2D, out, flat, out, named("%s.%d.%s.0.conv", root, k, kind).s);
+    b->sampler = load_conv(l->p, MA_CONV2D, out, flat, out, ma_label_of("%s.%d.%s.0.conv", root, k, kind).s);
     if (l->decoder) b->sampler.w = enlarging(l->p, b->sampler.w);
 }
 
@@ -372,7 +357,7 @@ static void load_part(loader *l) {
     else
         load_step(l, &l->to->in, NULL, "encoder.conv_in.conv", 3, narrow, pixels);
     for (int k = 0; k < 2; k++)
-        load_resnet(l, &l->to->mid[k], named("%s.mid_block.resnets.%d", root, k).s, wide, wide, last);
+        load_resnet(l, &l->to->mid[k], ma_label_of("%s.mid_block.resnets.%d", root, k).s, wide, wide, last);
     l->to->maps = join_maps(l);
     for (int k = 0; k < c->blocks; k++) {
         int at = l->decoder ? last - k : k, before = l->decoder ? at + 1 : at - 1;

@@ -602,9 +602,9 @@ int ma_cuda_attention_bwd(const ma_call *call) {
     const ma_tensor *q = call->in[0], *k = call->in[1], *v = call->in[2], *out = call->out;
     if (!alike(call) || out->grad->type != out->type) return -1;
     const bool hopper = ma_cuda_attention_sm90(c, call);
-    const bool aligned = ma_graph_aligned({q->data, k->data, v->data, out->data, out->grad->data,
-                                           packs::grad_of(call, 0).p, packs::grad_of(call, 1).p,
-                                           packs::grad_of(call, 2).p});
+    const bool aligned =
+        ma_graph_aligned({q->data, k->data, v->data, out->data, out->grad->data, packs::grad_of(call, 0).p,
+                          packs::grad_of(call, 1).p, packs::grad_of(call, 2).p});
     if (hopper && aligned) return ma_cuda_attention_sm90_bwd(call);
     const sizes bulk = bulk_of(sizes_of(call));
     const bool asked = !hopper && aligned && fits(bulk, true);

@@ -1,6 +1,7 @@
 /* cuda: what the bodies in kernels/cuda share. They are one shared object, libma-cuda.so, whose only export is
  * ma_cuda_device; the op table is the CPU's, column for column (kernels/cpu/cpu.h), and the rules are the same: backward
- * adds, a run repeated gives the same bits (no atomics in what ends in a gradient), 0 or -1 for what is not supported.
+ * adds, or sets where the call says fresh, a run repeated gives the same bits (no atomics in what ends in a gradient), 0
+ * or -1 for what is not supported.
  *
  * Types: activations and parameters f32, bf16 or f16, one type a context; norms, softmax, losses, sums in fp32; leaves'
  * gradients are f32, gradients of activations have the activation's type. call->stream is the ma_cuda.

@@ -161,7 +161,9 @@ int make_slots(gpu *g) {
     if (!g->copies && bad(g, cudaStreamCreateWithFlags(&g->copies, cudaStreamNonBlocking), where)) return -1;
     for (cudaEvent_t *events : {g->come, g->done})
         for (int k = 0; k < SLOTS; k++)
-            if (!events[k] && bad(g, cudaEventCreateWithFlags(&events[k], cudaEventDisableTiming | cudaEventBlockingSync), where)) return -1;
+            if (!events[k] &&
+                bad(g, cudaEventCreateWithFlags(&events[k], cudaEventDisableTiming | cudaEventBlockingSync), where))
+                return -1;
     if (!g->stage && bad(g, cudaMalloc(&g->stage, SLOTS * SLOT), where)) return -1;
     if (bad(g, cudaMallocHost(&g->c.staging, SLOTS * SLOT), where)) return -1;
     g->c.staging_bytes = SLOTS * SLOT;
@@ -571,10 +573,11 @@ const struct {
     ma_op op;
     unsigned inputs; /* bits */
 } setters[] = {
-    {MA_OP_LINEAR, 7},     {MA_OP_MATMUL, 3},     {MA_OP_CONV, 7}, {MA_OP_CONV_TRANSPOSE, 7}, {MA_OP_ATTENTION, 7},
-    {MA_OP_LAYER_NORM, 7}, {MA_OP_MODULATE, 7},   {MA_OP_GATE, 3}, {MA_OP_GROUP_NORM, 7},     {MA_OP_ROPE, 1},
-    {MA_OP_ACT, 1},        {MA_OP_ADD, 3},        {MA_OP_MUL, 3},  {MA_OP_LERP, 7},           {MA_OP_AFFINE, 1},
-    {MA_OP_CONCAT, 255},   {MA_OP_UNPATCH, 1},    {MA_OP_RESIZE, 1}, {MA_OP_L1, 1},           {MA_OP_MSE, 1},
+    {MA_OP_LINEAR, 7},     {MA_OP_MATMUL, 3},     {MA_OP_CONV, 7},     {MA_OP_CONV_TRANSPOSE, 7},
+    {MA_OP_ATTENTION, 7},  {MA_OP_LAYER_NORM, 7}, {MA_OP_MODULATE, 7}, {MA_OP_GATE, 3},
+    {MA_OP_GROUP_NORM, 7}, {MA_OP_ROPE, 1},       {MA_OP_ACT, 1},      {MA_OP_ADD, 3},
+    {MA_OP_MUL, 3},        {MA_OP_LERP, 7},       {MA_OP_AFFINE, 1},   {MA_OP_CONCAT, 255},
+    {MA_OP_UNPATCH, 1},    {MA_OP_RESIZE, 1},     {MA_OP_L1, 1},       {MA_OP_MSE, 1},
     {MA_OP_RELATION, 1},   {MA_OP_COSINE, 1},
 };
 

@@ -3,12 +3,11 @@
  *
  * Layer norm is modulate without modulation. A row lies in the registers of 1 to 512 neighbouring threads, read once;
  * parameters and modulation rows gather their gradients by the column sums of pack.cuh, or by the way, where a block
- * goes down a piece of the rows and keeps its columns' sums. Counting instructions is what
- * keeps up with memory here: common widths, of one type throughout, have kernels of their own, where a warp or less
- * takes a row (or several at a time, if short) and no type is looked at; all else goes to one with everything at run
- * time. A group's moments come of those of its channels over parts of the positions, which are summed as differences
- * from the part's first element, so that a large mean cancels no digits, and put together in double. Limits: rows of
- * 8,192 elements. */
+ * goes down a piece of the rows and keeps its columns' sums. Counting instructions is what keeps up with memory here:
+ * common widths, of one type throughout, have kernels of their own, where a warp or less takes a row (or several at a
+ * time, if short) and no type is looked at; all else goes to one with everything at run time. A group's moments come of
+ * those of its channels over parts of the positions, which are summed as differences from the part's first element, so
+ * that a large mean cancels no digits, and put together in double. Limits: rows of 8,192 elements. */
 #include "pack.cuh"
 
 #include <type_traits>
@@ -356,6 +355,7 @@ __global__ void __launch_bounds__(THREADS, 2)
             store<N>(dx, at * l.width + column, d);
         }
     }
+#pragma unroll
     for (int q = 0; q < PER; q++) {
         __syncthreads(); /* room is still read */
 #pragma unroll

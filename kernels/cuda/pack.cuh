@@ -34,7 +34,8 @@ inline array data_of(const ma_tensor *t) {
     return t ? array{t->data, t->type} : array{nullptr, MA_F32};
 }
 
-/* The gradient of in[k], or none where none is wanted (or there is no such input). Added to once an element. */
+/* The gradient of in[k], or none where none is wanted (or there is no such input). One that may be fresh is added to
+ * once an element, all over. */
 inline array grad_of(const ma_call *call, int k) {
     const ma_tensor *t = call->in[k];
     return t && t->want ? array{t->grad->data, t->grad->type, ma_fresh(call, k)} : array{nullptr, MA_F32};

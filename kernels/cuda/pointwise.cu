@@ -566,7 +566,8 @@ struct pixels {
         pack<N> x;
         if (width > 3) {
 #pragma unroll
-            for (int k = 0; k < N; k++) x.v[k] = column + k < 3 ? value(from[row * 3 + column + k], (int)column + k) : 0;
+            for (int k = 0; k < N; k++)
+                x.v[k] = column + k < 3 ? value(from[row * 3 + column + k], (int)column + k) : 0;
             store<N>(to, row * width + column, x);
             return;
         }

@@ -190,15 +190,44 @@ ok "--on-nan skip leaves the step out, and tells and counts it"
 run 1 align strict --on-nan skip --strict $wild && [ "$(newest strict)" = step-000002 ]
 ok "--strict ends the run all the same"
 
+# ---- what ma-sample makes of adapters
+run 0 align base --loss none --lr 2e-2 --steps 30 --save-every 0
+for value in max_text_seq_length:4 sample_frames:5 sample_height:8 sample_width:12; do
+    sed -i -E "s/(\"${value%:*}\":[[:space:]]*)[0-9]+/\1${value#*:}/" "$dir"/{base,whole/step-000006}/transformer/config.json
+done
+mkdir "$dir/start" && cp -r "$dir/tiny"/* "$dir/start" && cp "$dir/base/transformer"/* "$dir/start/transformer"
+run 0 "$O/ma-align" -b "$dir/start" --layer 1 --batch 2 --train lora --lora-rank 4 --lora-alpha 8 --lr 1e-1 --merge --steps 4 -o "$dir/low" "$dir/a.tar.zst"
+ok "adapters, and the base with them merged"
+low=$dir/low/pytorch_lora_weights.safetensors
+sample() { # NAME OPTION…: the latents of a clip into $dir/NAME.latents.npy
+    "$O/ma-sample" -b "$dir/start" --steps 3 --clip $clip --format npy --save-latents -o "$dir/$1.npy" "${@:2}" x
+}
+far() { # NAME NAME LEAST MOST: their distance, of the second's length
+    "$PYTHON" - "$dir/$1.latents.npy" "$dir/$2.latents.npy" "$3" "$4" << 'END' 2>> "$dir/err"
+import sys
+import numpy as np
+a, b = (np.load(p).astype(float) for p in sys.argv[1:3])
+by = np.linalg.norm(a - b) / np.linalg.norm(b)
+assert float(sys.argv[3]) <= by <= float(sys.argv[4]), by
+END
+}
+run 0 sample plain && run 0 sample merged -t "$dir/low/transformer" && run 0 sample folder -t "$dir/low" && run 0 sample file -t "$low" &&
+    far plain merged 1e-3 10 && far folder merged 0 1e-5 && cmp "$dir/folder.latents.npy" "$dir/file.latents.npy" 2>> "$dir/err"
+ok "ma-sample adds adapters to the base: the clip of the merged one"
+sed 's/transformer.lora_alpha\\":8/transformer.lora_alpha\\":4/' "$low" > "$dir/four.safetensors"
+run 0 sample none -t "$low" --lora-strength 0 && cmp "$dir/plain.latents.npy" "$dir/none.latents.npy" 2>> "$dir/err" &&
+    run 0 sample half -t "$low" --lora-strength 0.5 && run 0 sample four -t "$dir/four.safetensors" && far half four 0 1e-6 && far half merged 1e-3 10
+ok "--lora-strength: 0 is the base; half is half of alpha"
+many() { "$O/ma-sample" -b "$dir/start" --steps 1 --clip $clip --format npy -n 2 -o "$dir/many" "$@" x; }
+run 0 many -t "$low" && run 0 many -t "$dir/low" && says "2 of 2 clips were made before" && run 0 many -t "$low" --lora-strength 2 && says "made anew" &&
+    run 0 many -t "$dir/four.safetensors" --lora-strength 2 && says "made anew" && run 0 many && says "made anew"
+ok "clips of other adapters, or of another strength, are made anew"
+run 0 "$O/ma-sample" -b "$dir/start" --clip $clip -t "$low" --dry-run && grep -q '^memory: ' "$dir/out"
+ok "--dry-run with adapters"
+
 # ---- what others make of it
 if "$PYTHON" -c 'import diffusers, peft, torch' 2> /dev/null; then
-    run 0 align base --loss none --lr 2e-2 --steps 30 --save-every 0
-    for value in max_text_seq_length:4 sample_frames:5 sample_height:8 sample_width:12; do
-        sed -i -E "s/(\"${value%:*}\":[[:space:]]*)[0-9]+/\1${value#*:}/" "$dir"/{base,whole/step-000006}/transformer/config.json
-    done
-    mkdir "$dir/start" && cp -r "$dir/tiny"/* "$dir/start" && cp "$dir/base/transformer"/* "$dir/start/transformer"
-    run 0 "$O/ma-align" -b "$dir/start" --layer 1 --batch 2 --train lora --lora-rank 4 --lora-alpha 8 --lr 1e-1 --merge --steps 4 -o "$dir/diffusers" "$dir/a.tar.zst" &&
-        run 0 "$PYTHON" - "$dir/base/transformer" "$dir/whole/step-000006/transformer" "$dir/diffusers/transformer" "$dir/diffusers" << 'END'
+    run 0 "$PYTHON" - "$dir/base/transformer" "$dir/whole/step-000006/transformer" "$dir/low/transformer" "$dir/low" << 'END'
 import sys, torch
 from diffusers import CogVideoXTransformer3DModel as Net
 from diffusers.loaders import CogVideoXLoraLoaderMixin as Lora

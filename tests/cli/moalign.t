@@ -50,6 +50,10 @@ run 0 moalign whole status && grep -qx "latents: 2 of 2 done, 0 running, 6 sampl
 ok "the status has the latents"
 run 0 moalign whole && is "$(made)" "sample " && [ "$(find "$dir/whole/samples" -name '*.npy' | wc -l)" = 1 ]
 ok "a clip of the prompt"
+cp -r "$dir/tiny" "$dir/base" && cp "$dir/whole/tuned/transformer"/* "$dir/base/transformer"
+run 0 moalign whole "BASE=$dir/base" "ALIGN=--train lora --layer 1 --batch 2 --steps 3" && is "$(made)" "align sample " && ! [ -e "$dir/whole/tuned/transformer" ] &&
+    grep -q '"lora":' "$dir/whole/samples"/*.json
+ok "adapters alone: made anew, and sampled from"
 run 2 moalign x BASE= && says "BASE= is not given" && run 2 moalign x sample PROMPTS= && says "PROMPTS= is not given" && run 0 moalign x help && grep -q "BASE=FOLDER" "$dir/out"
 ok "what is not given is named; help"
 finish

@@ -260,8 +260,10 @@ run 0 $sample -t "$dir/broken/transformer" --format npy -o "$dir/t.npy" "a red b
     [ "$(wc -l < "$dir/err")" = 1 ] && cmp "$dir/a.npy" "$dir/t.npy" 2>> "$dir/err"
 ok "VideoREPA's transformer: what it has beside is named once and left alone"
 copy && weights transformer/$net "h['x.lora_A.weight'] = $two"
-run 1 $sample -t "$dir/broken/transformer/$net" -o "$dir/no.mp4" x && says "LoRA" && [ "$(wc -l < "$dir/err")" = 1 ]
-ok "a LoRA is told from a transformer"
+run 1 $sample -t "$dir/broken/transformer/$net" -o "$dir/no.mp4" x && says "not known: " && [ "$(wc -l < "$dir/err")" = 1 ]
+ok "a file with a LoRA in it must be all of one that fits"
+run 2 $sample --lora-strength 0.5 -o "$dir/no.mp4" x && says "--lora-strength: no LoRA is given (-t)"
+ok "--lora-strength without a LoRA"
 run 0 $sample -t "$dir/5b/transformer" --format npy -o "$dir/t.npy" "a red ball" && ! near "$dir/a.npy" "$dir/t.npy" 1
 ok "-t brings its config: 5B style in the 2B's folder"
 finish

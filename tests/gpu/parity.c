@@ -1,5 +1,6 @@
 /* parity: every op on the GPU against the CPU, on the odd shapes of tests/op and a few large ones, forward and backward,
- * in fp32, bf16 and fp16; and the same bits when it is run again.
+ * in fp32, bf16 and fp16; the same when it is run again, on gradients that hold nothing yet; and ones more on such as
+ * hold ones. In 16 bits once more on gradients of that type, as activations have them.
  *
  * parity [small]
  * Tolerances are relative norms: 1e-5 in fp32 (sums in another order); in 16 bits what rounding inputs and outputs once
@@ -85,17 +86,27 @@ static void share_cotangent(trial *t, const trial *like) {
     memcpy(t->cotangent, like->cotangent, (size_t)t->count * sizeof *t->cotangent);
 }
 
-static void run_on(const op_case *k, side *s, trial *t, double *spent, ma_err *e) {
+static void run_on(const op_case *k, side *s, float first, trial *t, double *spent, ma_err *e) {
     const double start = clock_now();
     ma_ctx *c = context_of(s, e);
-    if (c && trial_run(k, c, s->dev->bwd[k->op] ? all_wanted(k) : 0, 0, t)) *e = *ma_ctx_err(c);
+    if (c && trial_run(k, c, s->dev->bwd[k->op] ? all_wanted(k) : 0, first, t)) *e = *ma_ctx_err(c);
     *spent += clock_now() - start;
 }
 
+/* The same bits, but for the sign of zero: 0 + -0 is not -0. */
 static bool same(const op_case *k, const trial *a, const trial *b) {
     bool good = !memcmp(a->out, b->out, (size_t)a->count * sizeof *a->out);
-    for (int j = 0; j < INPUTS && good; j++)
-        good = !wants(k, j) || !memcmp(a->grad[j], b->grad[j], (size_t)elements(k->in[j]) * sizeof(float));
+    for (int j = 0; j < INPUTS; j++)
+        for (int64_t m = 0; wants(k, j) && m < elements(k->in[j]) && good; m++) good = a->grad[j][m] == b->grad[j][m];
+    return good;
+}
+
+/* a has ones more. */
+static bool adds(const op_case *k, const trial *a, const trial *b) {
+    bool good = true;
+    for (int j = 0; j < INPUTS; j++)
+        for (int64_t m = 0; wants(k, j) && m < elements(k->in[j]) && good; m++)
+            good = fabs(a->grad[j][m] - 1.0 - b->grad[j][m]) <= 1e-6 * (1 + fabs(b->grad[j][m]));
     return good;
 }
 
@@ -103,18 +114,22 @@ static double limit_of(int kind, int64_t numbers) {
     return kinds[kind].limit * (kinds[kind].type != MA_F32 && numbers < 16 ? 2 : 1);
 }
 
-static void compare(const op_case *k, bool backward, int kind, const trial *got, const trial *want) {
-    const char *name = ma_type_name(kinds[kind].type);
-    double error = rel_error(got->out, want->out, (size_t)want->count);
-    ok(error <= limit_of(kind, want->count), "%s: %s: out %.1e", name, k->name, error);
-    for (int j = 0; j < INPUTS && backward; j++) {
+static void compare_gradients(const op_case *k, int kind, double room, const trial *got, const trial *want) {
+    for (int j = 0; j < INPUTS; j++) {
         if (!wants(k, j)) continue;
-        error = rel_error(got->grad[j], want->grad[j], (size_t)elements(k->in[j]));
-        ok(error <= limit_of(kind, elements(k->in[j])), "%s: %s: gradient %d %.1e", name, k->name, j, error);
+        double error = rel_error(got->grad[j], want->grad[j], (size_t)elements(k->in[j]));
+        ok(error <= room * limit_of(kind, elements(k->in[j])), "%s: %s: gradient%s %d %.1e",
+           ma_type_name(kinds[kind].type), k->name, got->through ? " of an activation" : "", j, error);
     }
 }
 
-/* On the CPU in fp32, on the GPU in every type, and there once more. */
+static void compare(const op_case *k, bool backward, int kind, const trial *got, const trial *want) {
+    double error = rel_error(got->out, want->out, (size_t)want->count);
+    ok(error <= limit_of(kind, want->count), "%s: %s: out %.1e", ma_type_name(kinds[kind].type), k->name, error);
+    if (backward) compare_gradients(k, kind, 1, got, want);
+}
+
+/* On the CPU in fp32, on the GPU in every type, and there again. */
 static void check(const op_case *k, side *cpu, side gpu[KINDS], int nkinds) {
     const double start = clock_now();
     trial drawn = trial_new(k);
@@ -124,14 +139,28 @@ static void check(const op_case *k, side *cpu, side gpu[KINDS], int nkinds) {
         side *g = &gpu[kind];
         ma_err e = {0};
         round_inputs(k, &drawn, &want, g->type);
-        run_on(k, cpu, &want, &seconds[1], &e);
+        run_on(k, cpu, 0, &want, &seconds[1], &e);
         share_cotangent(&got, &want);
         share_cotangent(&again, &want);
-        if (e.reason == MA_OK) run_on(k, g, &got, &seconds[2], &e);
+        if (e.reason == MA_OK) run_on(k, g, 0, &got, &seconds[2], &e);
         if (!ok(e.reason == MA_OK, "%s: %s: runs %s", ma_type_name(g->type), k->name, e.text)) continue;
-        compare(k, g->dev->bwd[k->op], kind, &got, &want);
-        run_on(k, g, &again, &seconds[2], &e);
-        ok(e.reason == MA_OK && same(k, &got, &again), "%s: %s: again the same bits", ma_type_name(g->type), k->name);
+        const bool backward = g->dev->bwd[k->op];
+        compare(k, backward, kind, &got, &want);
+        run_on(k, g, NAN, &again, &seconds[2], &e);
+        ok(e.reason == MA_OK && same(k, &got, &again), "%s: %s: again the same, on fresh gradients",
+           ma_type_name(g->type), k->name);
+        if (backward) {
+            run_on(k, g, 1, &again, &seconds[2], &e);
+            ok(e.reason == MA_OK && adds(k, &again, &got), "%s: %s: adds to what is there", ma_type_name(g->type),
+               k->name);
+        }
+        if (backward && g->type != MA_F32) { /* they are rounded on their way: twice the room */
+            again.through = true;
+            run_on(k, g, NAN, &again, &seconds[2], &e);
+            if (ok(e.reason == MA_OK, "%s: %s: of activations %s", ma_type_name(g->type), k->name, e.text))
+                compare_gradients(k, kind, 2, &again, &want);
+            again.through = false;
+        }
     }
     memset(got.in, 0, sizeof got.in);
     memset(again.in, 0, sizeof again.in);
@@ -155,6 +184,15 @@ static ma_tensor *run_attention_apart(ma_ctx *c, ma_tensor **in, const op_case *
     ma_tensor *alone = ma_attention(c, in[0], in[1], in[2], k->f[0]);
     ma_recording(c, was);
     return ma_add(c, alone, ma_attention(c, in[0], in[1], in[2], k->f[0]));
+}
+
+/* x gets two gradients: the one that is set, then the norm's. */
+static ma_tensor *run_modulate_residual(ma_ctx *c, ma_tensor **in, const op_case *k) {
+    return ma_add(c, run_modulate(c, in, k), in[0]);
+}
+
+static ma_tensor *run_layer_norm_residual(ma_ctx *c, ma_tensor **in, const op_case *k) {
+    return ma_add(c, run_layer_norm(c, in, k), in[0]);
 }
 
 /* Heads of 40 that begin three numbers behind an aligned address. */
@@ -205,6 +243,14 @@ static const op_case large[] = {
     {"layer_norm over heads", .op = MA_OP_LAYER_NORM, .run = run_layer_norm, .in = {{2, 300, 30, 64}, {64}, {64}}, .f = {1e-6}},
     {"modulate, 2x700x1920", .op = MA_OP_MODULATE, .run = run_modulate, .in = {{2, 700, 1920}, {1920}, {1920}, {2, 6, 1920}},
      .i = {226, 0, 1, 3, 4}, .f = {1e-5}},
+    {"modulate of a residual stream", .op = MA_OP_MODULATE, .run = run_modulate_residual,
+     .in = {{2, 700, 1920}, {1920}, {1920}, {2, 6, 1920}}, .i = {226, 0, 1, 3, 4}, .f = {1e-5}},
+    {"layer_norm of a residual stream, 768", .op = MA_OP_LAYER_NORM, .run = run_layer_norm_residual,
+     .in = {{3, 333, 768}, {768}, {768}}, .f = {1e-6}},
+    {"layer_norm of a residual stream, 200", .op = MA_OP_LAYER_NORM, .run = run_layer_norm_residual,
+     .in = {{3, 333, 200}, {200}, {200}}, .f = {1e-6}},
+    {"layer_norm of a residual stream, 64", .op = MA_OP_LAYER_NORM, .run = run_layer_norm_residual,
+     .in = {{5, 333, 64}, {64}, {64}}, .f = {1e-6}},
     {"gate, 2x700x1920", .op = MA_OP_GATE, .run = run_gate, .in = {{2, 700, 1920}, {2, 700, 1920}, {2, 6, 1920}}, .i = {226, 2, 5}},
     {"conv, 3x3x3, 64 to 128", .op = MA_OP_CONV, .run = run_conv, .in = {{1, 5, 30, 44, 64}, {128, 3, 3, 3, 64}, {128}},
      .i = {1, 1, 1, 1, 1, 1}},

@@ -40,7 +40,7 @@ near() { # FOLDER FOLDER TOLERANCE
         <(sed -nE 's/.*"loss":([-0-9.e+]+).*"grad_norm":([-0-9.e+]+).*/\1 \2/p' "$dir/$2/log.jsonl") |
         awk -v t="$3" 'function gap(a, b) { return (a > b ? a - b : b - a) / (a < 0 ? -a : a) }
             { for (k = 1; k <= 2; k++) { d = gap($k, $(k + 2)); if (!(d <= t)) bad = 1; if (d > worst) worst = d } }
-            END { print "# worst relative gap: " worst; exit bad || NR != 12 }'
+            END { print "# worst relative gap: " worst + 0; exit bad || NR != 12 }'
 }
 same() { # FOLDER FOLDER
     cmp "$dir/$1/transformer/diffusion_pytorch_model.safetensors" "$dir/$2/transformer/diffusion_pytorch_model.safetensors" 2> "$dir/err"

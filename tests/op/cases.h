@@ -606,6 +606,7 @@ typedef struct trial {
     float *in[INPUTS], *grad[INPUTS]; /* NULL where there is no such input; grad also where none is wanted */
     float *out, *cotangent;
     int64_t count; /* of out */
+    bool through;  /* all inputs but vectors are activations: their gradients are of the context's type, from the pool */
 } trial;
 
 /* Normal numbers, from a generator of the test's own: the same on every machine. */
@@ -656,13 +657,17 @@ static inline ma_tensor *trial_input(const op_case *k, ma_ctx *c, int j, bool wa
     return in;
 }
 
-/* Runs forward on t->in and, for the inputs in want, backward, on gradients that hold `start`. The stack is empty after
- * it. -1: the context has failed. */
+/* Runs forward on t->in and, for the inputs in want, backward, on gradients that hold `start`; where that is not a
+ * number, on such as hold nothing yet. The stack is empty after it. -1: the context has failed. */
 static inline int trial_run(const op_case *k, ma_ctx *c, unsigned want, float start, trial *t) {
-    ma_tensor *in[INPUTS] = {0};
-    for (int j = 0; j < INPUTS; j++)
-        if (t->in[j]) in[j] = trial_input(k, c, j, want >> j & 1, start, t);
-    ma_tensor *out = k->run(c, in, k);
+    ma_tensor *in[INPUTS] = {0}, *seen[INPUTS] = {0};
+    for (int j = 0; j < INPUTS; j++) {
+        const bool wanted = want >> j & 1;
+        if (t->in[j]) seen[j] = in[j] = trial_input(k, c, j, wanted, start, t);
+        if (in[j] && wanted && t->through && dims(k->in[j]) > 1) seen[j] = ma_affine(c, in[j], 1, 0);
+    }
+    if (isnan(start)) ma_zero_grads(c);
+    ma_tensor *out = k->run(c, seen, k);
     if (out) trial_room(t, ma_count(out));
     ma_get(c, out, t->out);
     if (out && want) ma_backward_from(c, out, t->cotangent);

@@ -1,6 +1,6 @@
 /* Gradients under a random cotangent r against central differences of s = Σ r·out, along random directions and element
- * by element; and the manners of a backward pass: it adds, and each input's gradient is the same whoever else wants
- * one.
+ * by element; and the manners of a backward pass: it adds, unless there is nothing yet, and each input's gradient is
+ * the same whoever else wants one.
  *
  * Differences are extrapolated from two steps (error h⁴). With a definition in double they are exact to 1e-8, and what
  * is left is the rounding of our own gradient: 5e-6 of the gradient's size. Without one they are differences of fp32
@@ -106,6 +106,18 @@ static void check_adds(const op_case *k, ma_ctx *c, const trial *first) {
     trial_free(&t);
 }
 
+/* On gradients that hold nothing, whatever stands in their memory, as on zeros. through: by way of activations. */
+static void check_fresh(const op_case *k, ma_ctx *c, const trial *first, bool through) {
+    trial t = trial_new(k);
+    t.through = through;
+    bool same = !trial_run(k, c, all_wanted(k), NAN, &t);
+    for (int j = 0; j < INPUTS && same; j++)
+        for (int64_t m = 0; wants(k, j) && m < elements(k->in[j]); m++)
+            same = same && t.grad[j][m] == first->grad[j][m];
+    ok(same, "%s: does not see what stands where nothing was added%s", k->name, through ? ", of activations" : "");
+    trial_free(&t);
+}
+
 static void check_alone(const op_case *k, ma_ctx *c, const trial *first) {
     bool same = true;
     for (int j = 0; j < INPUTS; j++) {
@@ -126,6 +138,8 @@ static void check(const op_case *k, ma_ctx *c) {
         for (int j = 0; j < INPUTS; j++)
             if (wants(k, j) && !k->kinked) check_input(&f, j);
         check_adds(k, c, &t);
+        check_fresh(k, c, &t, false);
+        check_fresh(k, c, &t, true);
         check_alone(k, c, &t);
         field_free(&f);
     }

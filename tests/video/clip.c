@@ -2,6 +2,7 @@
  * takes; turns; fits; cut and damaged files whose headers have been mended so that only the contents tell. */
 #include "../../common/video.h"
 #include "../tap.h"
+#include <sched.h>
 #include <string.h>
 
 enum { F = 20, H = 48, W = 64 };
@@ -55,6 +56,29 @@ static void test_round_trip(void) {
         ma_buf_free(&a);
         ma_buf_free(&b);
     }
+}
+
+/* Frames large enough for threads, on all processors and on one: x264 left to itself would count them. */
+static void test_threads(void) {
+    enum { N = 24, SIDE = 256, FRAME = SIDE * SIDE * 3 };
+    cpu_set_t all, one;
+    ma_buf b[2] = {0};
+    ma_err e = {0};
+    uint8_t *rgb = ma_alloc(N, FRAME);
+    for (size_t i = 0; i < (size_t)N * FRAME; i++) rgb[i] = (uint8_t)(i * i / 5 % 61 + i / FRAME * 8);
+    sched_getaffinity(0, sizeof all, &all);
+    CPU_ZERO(&one);
+    for (int k = 0; k < CPU_SETSIZE && !CPU_COUNT(&one); k++)
+        if (CPU_ISSET(k, &all)) CPU_SET(k, &one);
+    for (int k = 0; k < 2; k++) {
+        if (k) sched_setaffinity(0, sizeof one, &one);
+        if (ma_video_write(rgb, N, SIDE, SIDE, 8, "mp4", 18, &b[k], &e)) printf("# %s\n", e.text);
+    }
+    sched_setaffinity(0, sizeof all, &all);
+    ok(b[0].size && b[0].size == b[1].size && !memcmp(b[0].data, b[1].data, b[0].size),
+       "mp4: the same bytes on %d processors and on one (%zu)", CPU_COUNT(&all), b[0].size);
+    for (int k = 0; k < 2; k++) ma_buf_free(&b[k]);
+    ma_release(rgb);
 }
 
 /* By hand: a line, then frames of three planes; BT.601, limited range. */
@@ -268,6 +292,7 @@ static void test_fits(void) {
 int main(void) {
     paint();
     test_round_trip();
+    test_threads();
     test_y4m();
     test_refusals();
     test_mended_cuts();
