@@ -49,7 +49,6 @@ typedef enum { MA_NONE, MA_RELU, MA_SIGMOID, MA_TANH, MA_SILU, MA_GELU, MA_GELU_
     X(ACT, act)                                                                                                        \
     X(ADD, add)                                                                                                        \
     X(MUL, mul)                                                                                                        \
-    X(LERP, lerp)                                                                                                      \
     X(AFFINE, affine)                                                                                                  \
     X(CONCAT, concat)                                                                                                  \
     X(SLICE, slice)                                                                                                    \

@@ -269,13 +269,6 @@ ma_tensor *ma_mul_(ma_ctx *c, ma_tensor *a, ma_tensor *b) {
     return binary(c, MA_OP_MUL, a, b, MA_NONE);
 }
 
-ma_tensor *ma_lerp(ma_ctx *c, ma_tensor *a, ma_tensor *b, ma_tensor *z) {
-    if (!a || !b || !z) return NULL;
-    if (!same_shape(a, b) || !same_shape(a, z)) return mismatch(c, MA_OP_LERP, a, same_shape(a, b) ? z : b);
-    ma_call call = {.op = MA_OP_LERP, .in = {a, b, z}, .out = like(c, a)};
-    return ma_run(c, &call);
-}
-
 ma_tensor *ma_affine(ma_ctx *c, ma_tensor *x, double mul, double add) {
     if (!x) return NULL;
     ma_call call = {.op = MA_OP_AFFINE, .in = {x}, .f = {mul, add}, .out = like(c, x)};

@@ -86,7 +86,6 @@ ma_tensor *ma_add(ma_ctx *, ma_tensor *a, ma_tensor *b);
 ma_tensor *ma_add_act(ma_ctx *, ma_tensor *a, ma_tensor *b, ma_act); /* act(a + b); i[0] act. In one where no gradient is wanted */
 ma_tensor *ma_mul_(ma_ctx *, ma_tensor *a, ma_tensor *b);
 ma_tensor *ma_add_to(ma_ctx *, ma_tensor *a, ma_tensor *b); /* a += b in place; not where a gradient is wanted */
-ma_tensor *ma_lerp(ma_ctx *, ma_tensor *a, ma_tensor *b, ma_tensor *z); /* (1-z)·a + z·b, same shapes: the GRU's update */
 ma_tensor *ma_affine(ma_ctx *, ma_tensor *x, double mul, double add);   /* f[0]·x + f[1] */
 
 /* Along one axis.   i[0] axis; slice: i[1] from, i[2] count. concat: 2..8 tensors. */

@@ -50,7 +50,7 @@ void ma_schedule_2b(ma_schedule *s) {
     ma_schedule_make(s);
 }
 
-void ma_schedule_trailing(const ma_schedule *s, int n, int *t) {
+static void trailing(const ma_schedule *s, int n, int *t) {
     double from = s->steps, stride = (from - from / n) - from; /* as numpy.arange rounds it: halves depend on it */
     for (int i = 0; i < n; i++) {
         double way = i * stride;
@@ -58,7 +58,8 @@ void ma_schedule_trailing(const ma_schedule *s, int n, int *t) {
     }
 }
 
-int ma_schedule_prev(const ma_schedule *s, int t, int n) {
+/* The step that a sampler of n steps goes to from t: steps/n lower, in whole numbers; < 0: the end. */
+static int previous(const ma_schedule *s, int t, int n) {
     return t - s->steps / n;
 }
 
@@ -112,8 +113,8 @@ static ma_step dpm(const ma_schedule *s, int t, int prev, int back) {
 }
 
 int ma_steps_make(const ma_schedule *s, ma_sampler sampler, int n, ma_step *step, ma_err *e) {
-    static void (*const spaced[])(const ma_schedule *, int, int *) = {
-        [MA_TRAILING] = ma_schedule_trailing, [MA_LEADING] = leading, [MA_LINSPACE] = linspace};
+    static void (*const spaced[])(const ma_schedule *, int,
+                                  int *) = {[MA_TRAILING] = trailing, [MA_LEADING] = leading, [MA_LINSPACE] = linspace};
     int t[MOST_STEPS];
     if (n < 1 || n > s->steps) return ma_fail(e, MA_USAGE, "%d sampling steps: 1 to %d are possible", n, s->steps);
     spaced[s->spacing](s, n, t);
@@ -121,7 +122,7 @@ int ma_steps_make(const ma_schedule *s, ma_sampler sampler, int n, ma_step *step
         return ma_fail(e, MA_USAGE, "%d sampling steps: with steps_offset %d they begin beyond %d", n, s->steps_offset,
                        s->steps - 1);
     for (int i = 0; i < n; i++) {
-        int prev = ma_schedule_prev(s, t[i], n);
+        int prev = previous(s, t[i], n);
         step[i] = sampler == MA_DPM ? dpm(s, t[i], prev, i ? t[i - 1] : -1) : ddim(s, t[i], prev);
     }
     return 0;
@@ -141,11 +142,6 @@ void ma_step_take(const ma_step *s, const float *out, float *x, float *last, con
 
 double ma_dynamic_guidance(double guidance, double t, int n) {
     return 1 + guidance * ((1 - cos(M_PI * pow((n - t) / n, 5))) / 2);
-}
-
-void ma_ddim_step(const ma_schedule *s, int t, int prev, const float *v, float *x, size_t n) {
-    ma_step step = ddim(s, t, prev);
-    ma_step_take(&step, v, x, NULL, NULL, n);
 }
 
 /* ---- scheduler_config.json ---- */

@@ -46,11 +46,4 @@ void ma_step_take(const ma_step *, const float *out, float *x, float *last, cons
 /* The guidance at time t of a run of n steps, as diffusers' use_dynamic_cfg has it: (n-t)/n, though t goes to 999. */
 double ma_dynamic_guidance(double guidance, double t, int n);
 
-/* Trailing timesteps for n sampling steps, 1 ≤ n ≤ steps: t[0] = 999, descending. */
-void ma_schedule_trailing(const ma_schedule *, int n, int *t);
-/* The step that a sampler of n steps goes to from t: steps/n lower, in whole numbers; < 0: the end. */
-int ma_schedule_prev(const ma_schedule *, int t, int n);
-/* One DDIM step (eta 0) in place: x (n elements) from ᾱ_t to ᾱ_prev (prev < 0: the end), v the model's output. */
-void ma_ddim_step(const ma_schedule *, int t, int prev, const float *v, float *x, size_t n);
-
 #endif

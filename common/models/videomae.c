@@ -92,27 +92,3 @@ const vit_kind videomae_kind = {
     .odd = {{1280, 16}, {1408, 16}, {1664, 16}}, /* huge, giant, gigantic */
     .place = place,
 };
-
-videomae *videomae_load(ma_ctx *c, const ma_weights *from, int heads, bool train) {
-    return vit_load(&videomae_kind, c, from, heads, train);
-}
-
-videomae *videomae_random(ma_ctx *c, const videomae_size *size, uint64_t seed, bool train) {
-    return vit_random(&videomae_kind, c, size, seed, train);
-}
-
-void videomae_free(videomae *net) {
-    vit_free(net);
-}
-
-videomae_size videomae_sizes(const videomae *net) {
-    return vit_sizes(net);
-}
-
-int64_t videomae_parameters(const videomae *net) {
-    return vit_parameters(net);
-}
-
-ma_tensor *videomae_forward(ma_ctx *c, videomae *net, ma_tensor *x) {
-    return vit_forward(c, net, x, 0);
-}

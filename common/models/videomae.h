@@ -13,16 +13,6 @@
 
 #include "vit.h"
 
-typedef vit videomae;
-typedef vit_size videomae_size;
-
 extern const vit_kind videomae_kind;
-
-videomae *videomae_load(ma_ctx *, const ma_weights *, int heads, bool train);
-videomae *videomae_random(ma_ctx *, const videomae_size *, uint64_t seed, bool train); /* OpenGVLab's form */
-void videomae_free(videomae *);
-videomae_size videomae_sizes(const videomae *);
-int64_t videomae_parameters(const videomae *);
-ma_tensor *videomae_forward(ma_ctx *, videomae *, ma_tensor *x);
 
 #endif

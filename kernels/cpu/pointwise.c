@@ -1,6 +1,6 @@
-/* pointwise: act, add, mul, lerp, affine, rope, cast, pixels. Forward beside backward.
+/* pointwise: act, add, mul, affine, rope, cast, pixels. Forward beside backward.
  *
- * Minds: the inputs of add, mul and lerp may be one tensor, so each input's gradient is added in a pass of its own.
+ * Minds: the inputs of add and mul may be one tensor, so each input's gradient is added in a pass of its own.
  * Limits: rope gives no gradient to its tables.
  */
 #include "cpu.h"
@@ -134,33 +134,6 @@ int ma_cpu_mul_bwd(const ma_call *call) {
         add_scaled(db, dy, a, n, n);
     else if (db)
         add_products(db, a, dy, n / m, m);
-    return 0;
-}
-
-/* ---- lerp: y = (1-z)·a + z·b ---- */
-
-int ma_cpu_lerp_fwd(const ma_call *call) {
-    const float *a = call->in[0]->data, *b = call->in[1]->data, *z = call->in[2]->data;
-    float *y = call->out->data;
-    int64_t n = ma_count(call->out);
-#pragma omp parallel for simd if (parallel : n > BLOCK)
-    for (int64_t k = 0; k < n; k++) y[k] = (1 - z[k]) * a[k] + z[k] * b[k];
-    return 0;
-}
-
-int ma_cpu_lerp_bwd(const ma_call *call) {
-    const float *a = call->in[0]->data, *b = call->in[1]->data, *z = call->in[2]->data, *dy = call->out->grad->data;
-    float *da = ma_cpu_grad(call->in[0]), *db = ma_cpu_grad(call->in[1]), *dz = ma_cpu_grad(call->in[2]);
-    int64_t n = ma_count(call->out);
-    if (da) {
-#pragma omp parallel for simd if (parallel : n > BLOCK)
-        for (int64_t k = 0; k < n; k++) da[k] += (1 - z[k]) * dy[k];
-    }
-    if (db) add_scaled(db, dy, z, n, n);
-    if (dz) {
-#pragma omp parallel for simd if (parallel : n > BLOCK)
-        for (int64_t k = 0; k < n; k++) dz[k] += (b[k] - a[k]) * dy[k];
-    }
     return 0;
 }
 

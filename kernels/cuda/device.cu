@@ -576,9 +576,9 @@ const struct {
     {MA_OP_LINEAR, 7},     {MA_OP_MATMUL, 3},     {MA_OP_CONV, 7},     {MA_OP_CONV_TRANSPOSE, 7},
     {MA_OP_ATTENTION, 7},  {MA_OP_LAYER_NORM, 7}, {MA_OP_MODULATE, 7}, {MA_OP_GATE, 3},
     {MA_OP_GROUP_NORM, 7}, {MA_OP_ROPE, 1},       {MA_OP_ACT, 1},      {MA_OP_ADD, 3},
-    {MA_OP_MUL, 3},        {MA_OP_LERP, 7},       {MA_OP_AFFINE, 1},   {MA_OP_CONCAT, 255},
-    {MA_OP_UNPATCH, 1},    {MA_OP_RESIZE, 1},     {MA_OP_L1, 1},       {MA_OP_MSE, 1},
-    {MA_OP_RELATION, 1},   {MA_OP_COSINE, 1},
+    {MA_OP_MUL, 3},        {MA_OP_AFFINE, 1},     {MA_OP_CONCAT, 255}, {MA_OP_UNPATCH, 1},
+    {MA_OP_RESIZE, 1},     {MA_OP_L1, 1},         {MA_OP_MSE, 1},      {MA_OP_RELATION, 1},
+    {MA_OP_COSINE, 1},
 };
 
 void fill(gpu *g, bool plan) {

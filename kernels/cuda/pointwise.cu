@@ -1,4 +1,4 @@
-/* pointwise: act, add, mul, lerp, affine, gate, rope, cast, and the pieces that other files share: column sums, bias
+/* pointwise: act, add, mul, affine, gate, rope, cast, and the pieces that other files share: column sums, bias
  * and activation, an activation's gradient. Forward beside backward.
  *
  * Minds: the inputs of an op may be one tensor, or parts of one. Their gradients are added in one pass only where they
@@ -255,65 +255,6 @@ int ma_cuda_mul_bwd(const ma_call *call) {
     if (!db.p) return 0;
     if (width == n) return add_scaled(call, a, db, 1, n);
     return add_column_sums(device_of(call), "mul's gradient", dy, a, n / width, width, db, call->work);
-}
-
-/* ---- lerp: y = (1-z)·a + z·b ---- */
-
-namespace {
-
-struct lerp {
-    array a, b, z, y;
-    template <int N> __device__ void at(int64_t, int64_t k) const {
-        raw<N> ra = fetch<N>(a, k), rb = fetch<N>(b, k), rz = fetch<N>(z, k);
-        pack<N> p = widen<N>(ra, a.type), q = widen<N>(rb, b.type), w = widen<N>(rz, z.type);
-        for (int j = 0; j < N; j++) p.v[j] = (1 - w.v[j]) * p.v[j] + w.v[j] * q.v[j];
-        store<N>(y, k, p);
-    }
-};
-
-struct lerp_bwd {
-    array a, b, z, dy, da, db, dz;
-    template <int N> __device__ void at(int64_t, int64_t k) const {
-        raw<N> rd = fetch<N>(dy, k), rz = fetch<N>(z, k);
-        pack<N> d = widen<N>(rd, dy.type), w = widen<N>(rz, z.type), g;
-        if (da.p) {
-            for (int j = 0; j < N; j++) g.v[j] = (1 - w.v[j]) * d.v[j];
-            add_to<N>(da, k, g);
-        }
-        if (db.p) {
-            for (int j = 0; j < N; j++) g.v[j] = w.v[j] * d.v[j];
-            add_to<N>(db, k, g);
-        }
-        if (dz.p) {
-            raw<N> ra = fetch<N>(a, k), rb = fetch<N>(b, k);
-            pack<N> p = widen<N>(ra, a.type), q = widen<N>(rb, b.type);
-            for (int j = 0; j < N; j++) g.v[j] = (q.v[j] - p.v[j]) * d.v[j];
-            add_to<N>(dz, k, g);
-        }
-    }
-};
-
-int run_lerp_bwd(const ma_call *call, array da, array db, array dz) {
-    int64_t n = ma_count(call->out);
-    lerp_bwd f = {
-        data_of(call->in[0]), data_of(call->in[1]), data_of(call->in[2]), data_of(call->out->grad), da, db, dz};
-    if (!da.p && !db.p && !dz.p) return 0;
-    return run_plane(device_of(call), "lerp's gradient", f, 1, n, grain(n, {f.a, f.b, f.z, f.dy, da, db, dz}));
-}
-
-} // namespace
-
-int ma_cuda_lerp_fwd(const ma_call *call) {
-    int64_t n = ma_count(call->out);
-    lerp f = {data_of(call->in[0]), data_of(call->in[1]), data_of(call->in[2]), data_of(call->out)};
-    return run_plane(device_of(call), "lerp", f, 1, n, grain(n, {f.a, f.b, f.z, f.y}));
-}
-
-int ma_cuda_lerp_bwd(const ma_call *call) {
-    array da = grad_of(call, 0), db = grad_of(call, 1), dz = grad_of(call, 2);
-    if (apart(ma_count(call->out), {da, db, dz})) return run_lerp_bwd(call, da, db, dz);
-    if (run_lerp_bwd(call, da, NONE, NONE) || run_lerp_bwd(call, NONE, db, NONE)) return -1;
-    return run_lerp_bwd(call, NONE, NONE, dz);
 }
 
 /* ---- affine ---- */

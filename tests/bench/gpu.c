@@ -206,7 +206,7 @@ static void conv(bench *b) {
 /* ---- networks ---- */
 
 typedef struct net {
-    videomae *vit;
+    vit *vit;
     raft *flow;
     motion *head;
     cogvideox *dit;
@@ -243,22 +243,22 @@ static void measure_forward(bench *b, const char *name, net *n, double flop, dou
 
 static ma_tensor *vit_forward_of(ma_ctx *c, const void *self, ma_tensor **in) {
     const net *n = self;
-    return videomae_forward(c, n->vit, in[0]);
+    return vit_forward(c, n->vit, in[0], 0);
 }
 
 static void video(bench *b) {
     static const int64_t sizes[][4] = {{48, 160, 240, 8}, {16, 224, 224, 16}};
     for (int k = 0; k < 2; k++) {
         const int64_t *s = sizes[k];
-        const videomae_size base = {.depth = 12, .width = 768, .heads = 12, .patch = 16, .tubelet = 2};
+        const vit_size base = {.depth = 12, .width = 768, .heads = 12, .patch = 16, .tubelet = 2};
         double tokens = (double)(s[0] / 2 * (s[1] / 16) * (s[2] / 16));
         char name[80];
         fresh(b, MA_BF16);
-        net n = {.vit = videomae_random(b->c, &base, 1, false), .forward = vit_forward_of, .nin = 1,
+        net n = {.vit = vit_random(&videomae_kind, b->c, &base, 1, false), .forward = vit_forward_of, .nin = 1,
                  .in = {draw(b, MA_BF16, false, MA_SHAPE(s[3], s[0], s[1], s[2], 3), "x")}};
         snprintf(name, sizeof name, "VideoMAE-B %lldx%lldx%lld batch %lld", (long long)s[0], (long long)s[1], (long long)s[2], (long long)s[3]);
         measure_forward(b, name, &n, (double)s[3] * 12 * (24 * 768.0 * 768 * tokens + 4 * tokens * tokens * 768), (double)s[3]);
-        videomae_free(n.vit);
+        vit_free(n.vit);
     }
 }
 

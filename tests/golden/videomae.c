@@ -5,18 +5,18 @@
 static void check(const ma_weights *fixture, const char *name) {
     golden g = golden_begin(fixture, name);
     int heads = (int)golden_number(&g, "heads");
-    videomae *net = videomae_load(g.ctx, g.weights, heads, false);
+    vit *net = vit_load(&videomae_kind, g.ctx, g.weights, heads, false);
     if (ok(net, "%s: loads %s", name, ma_ctx_err(g.ctx)->text)) {
-        videomae_size s = videomae_sizes(net);
+        vit_size s = vit_sizes(net);
         ok(s.depth == 2 && s.width == 64 && s.heads == heads && s.patch == golden_number(&g, "patch") && s.tubelet == 2,
            "%s: sizes are read off the weights", name);
-        ma_tensor *tokens = videomae_forward(g.ctx, net, golden_tensor(&g, "x"));
+        ma_tensor *tokens = vit_forward(g.ctx, net, golden_tensor(&g, "x"), 0);
         int64_t grid[3];
         golden_list(&g, "grid", grid);
         ok(tokens && tokens->nd == 5 && !memcmp(tokens->n + 1, grid, sizeof grid), "%s: shape of the tokens", name);
         golden_check(&g, tokens, "tokens", (int64_t)golden_number(&g, "every"));
     }
-    videomae_free(net);
+    vit_free(net);
     golden_end(&g);
 }
 

@@ -75,10 +75,6 @@ static void def_square(const op_case *k, double *const *in, double *out) {
     for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = in[0][e] * in[0][e];
 }
 
-static void def_lerp(const op_case *k, double *const *in, double *out) {
-    for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = (1 - in[2][e]) * in[0][e] + in[2][e] * in[1][e];
-}
-
 static void def_affine(const op_case *k, double *const *in, double *out) {
     for (int64_t e = 0; e < elements(k->in[0]); e++) out[e] = k->f[0] * in[0][e] + k->f[1];
 }
@@ -411,7 +407,6 @@ CALL(add_to, ma_add_to(c, in[0], in[1]))
 CALL(twice, ma_add(c, in[0], in[0]))
 CALL(mul, ma_mul_(c, in[0], in[1]))
 CALL(square, ma_mul_(c, in[0], in[0]))
-CALL(lerp, ma_lerp(c, in[0], in[1], in[2]))
 CALL(affine, ma_affine(c, in[0], k->f[0], k->f[1]))
 CALL(concat, ma_concat(c, in, in[2] ? 3 : 2, (int)k->i[0]))
 CALL(slice, ma_slice(c, in[0], (int)k->i[0], k->i[1], k->i[2]))
@@ -533,8 +528,6 @@ static const op_case cases[] = {
     {"mul, repeated", DEFINED(MUL, mul), .in = {{3, 5, 7}, {7}}},
     {"mul, repeated, large", DEFINED(MUL, mul), .in = {{3, 200, 71}, {200, 71}}},
     {"mul, by itself", OP(MUL, square), .define = def_square, .in = {{3, 7}}},
-    {"lerp", DEFINED(LERP, lerp), .in = {{3, 7}, {3, 7}, {3, 7}}},
-    {"lerp, large", DEFINED(LERP, lerp), .in = {{200, 131}, {200, 131}, {200, 131}}},
     {"affine", DEFINED(AFFINE, affine), .in = {{3, 7}}, .f = {-1.7, 0.4}},
     {"affine, large", DEFINED(AFFINE, affine), .in = {{200, 131}}, .f = {2, -1}},
     {"concat, axis 0", DEFINED(CONCAT, concat), .in = {{2, 3, 5}, {4, 3, 5}}, .i = {0}},

@@ -24,17 +24,23 @@ static void test_alpha(const char *name, const double *want, double shift, bool 
     ok(worst < 1e-11, "%s: ᾱ (%.1e)", name, worst);
 }
 
+static void times(const ma_schedule *s, int n, int *t) {
+    ma_step step[1000];
+    ma_steps_make(s, MA_DDIM, n, step, NULL);
+    for (int i = 0; i < n; i++) t[i] = (int)step[i].t;
+}
+
 static void test_trailing(void) {
     ma_schedule s;
     ma_schedule_2b(&s);
     int t[1000];
-    ma_schedule_trailing(&s, 50, t);
+    times(&s, 50, t);
     ok(!memcmp(t, trailing_50, sizeof trailing_50), "50 timesteps");
-    ma_schedule_trailing(&s, 7, t);
+    times(&s, 7, t);
     ok(!memcmp(t, trailing_7, sizeof trailing_7), "7 timesteps");
     unsigned long long total = 0;
     for (int n = 1; n <= 1000; n++) {
-        ma_schedule_trailing(&s, n, t);
+        times(&s, n, t);
         for (int i = 0; i < n; i++) total = total * 31 + (unsigned)t[i];
     }
     ok(total == trailing_all, "every count of timesteps");
@@ -44,11 +50,11 @@ static void test_chain(int n, const double *want) {
     ma_schedule s;
     ma_schedule_2b(&s);
     float x[CHAIN] = {-2, -0.7f, -0.01f, 0, 0.3f, 1.1f, 2.5f, 4}, v[CHAIN];
-    int t[1000];
-    ma_schedule_trailing(&s, n, t);
+    ma_step step[1000];
+    ma_steps_make(&s, MA_DDIM, n, step, NULL);
     for (int i = 0; i < n; i++) {
-        for (int k = 0; k < CHAIN; k++) v[k] = (float)sin((double)x[k] + t[i] / 100.0);
-        ma_ddim_step(&s, t[i], ma_schedule_prev(&s, t[i], n), v, x, CHAIN);
+        for (int k = 0; k < CHAIN; k++) v[k] = (float)sin((double)x[k] + step[i].t / 100.0);
+        ma_step_take(&step[i], v, x, NULL, NULL, CHAIN);
     }
     double worst = 0;
     for (int k = 0; k < CHAIN; k++) worst = fmax(worst, fabs(x[k] - want[k]));
@@ -152,12 +158,15 @@ static void test_end(void) {
     ma_schedule s;
     ma_schedule_2b(&s);
     float x = 1, v = 0.5f;
-    ma_ddim_step(&s, 0, -1, &v, &x, 1);
+    ma_step step[1000]; /* of as many as there are times, the last goes from time 0 to the end */
+    ma_steps_make(&s, MA_DDIM, 1000, step, NULL);
+    ma_step_take(&step[999], &v, &x, NULL, NULL, 1);
     double x0 = sqrt(s.alpha_bar[0]) - 0.5 * sqrt(1 - s.alpha_bar[0]);
     ok(fabs(x - x0) < 1e-7, "the last step ends at x0");
     s.set_alpha_to_one = false;
     x = 1;
-    ma_ddim_step(&s, 0, -1, &v, &x, 1);
+    ma_steps_make(&s, MA_DDIM, 1000, step, NULL);
+    ma_step_take(&step[999], &v, &x, NULL, NULL, 1);
     ok(fabsf(x - 1) < 1e-7f, "without set_alpha_to_one it stays at ᾱ of step 0");
 }
 
