@@ -1,8 +1,8 @@
 /* ma-toy: clips of a small physical world, with captions, exact optical flow and true trajectories: the source of the
- * demo and of tests, and ground truth for whoever wants it.
+ * demo, of the toy pipeline and of tests, and ground truth for whoever wants it.
  *
  * Limits: a batch of clips, two a thread, is held in memory.
- * Traps: a clip depends on the seed and its key alone, so threads take whole clips and the writer gets them in order.
+ * Traps: a clip depends on the seeds and its key alone, so threads take whole clips and the writer gets them in order.
  */
 #include "../common/stage.h"
 #include "../common/video.h"
@@ -15,23 +15,30 @@
 #include <string.h>
 #include <unistd.h>
 
-static int64_t clips = 16, crf = 18, stride = 2;
+static int64_t clips = 16, crf = 18, stride = 2, balls = MA_WORLD_BALLS, motion_seed, look_seed;
 static ma_clip_size size = {49, 160, 240, 12};
 static double pan = 0.5;
+static const char *kinds = "fall,pendulum,slide,pass";
+static unsigned kinds_set; /* as bits */
 
 static const ma_opt options[] = {
     {"clips", 'n', MA_OPT_INT, &clips, "N", "how many clips (default 16)", 0, 1e6},
     {"clip", 0, MA_OPT_CLIP, &size, "FxHxW@FPS", "frames, height, width and rate (default 49x160x240@12)", 0, 0},
     {"stride", 0, MA_OPT_INT, &stride, "N", "frames from one flow to the next, as ma-flow counts them (default 2)", 1,
      1000},
+    {"kinds", 0, MA_OPT_TEXT, &kinds, "LIST", "kinds of physics, drawn evenly (default fall,pendulum,slide,pass)", 0,
+     0},
+    {"balls", 0, MA_OPT_INT, &balls, "N", "most balls in a clip (default 5)", 1, MA_WORLD_BALLS},
     {"pan", 0, MA_OPT_REAL, &pan, "P", "share of clips in which the camera moves (default 0.5)", 0, 1},
+    {"motion-seed", 0, MA_OPT_INT, &motion_seed, "N", "seed of what moves how (default: that of --seed)", 0, INFINITY},
+    {"look-seed", 0, MA_OPT_INT, &look_seed, "N", "seed of what it looks like (default: that of --seed)", 0, INFINITY},
     {"crf", 0, MA_OPT_INT, &crf, "N", "H.264's rate factor; 0 is lossless in YUV (default 18)", 0, 51},
     {0},
 };
 
 static ma_cli cli = {
     .name = "ma-toy",
-    .does = "makes clips of balls that fall and bounce, with their exact flow",
+    .does = "makes clips of balls that fall, swing, slide and hide, with their exact flow",
     .args = "",
     .opts = options,
 };
@@ -44,6 +51,9 @@ static int64_t pairs(void) {
 static int check_options(ma_err *e) {
     if (cli.inputs.n) return ma_fail(e, MA_USAGE, "%s: there are no inputs", cli.inputs.at[0]);
     if (size.fps == 0) size.fps = 12;
+    if (!ma_cli_given(&cli, "motion-seed")) motion_seed = cli.common.seed;
+    if (!ma_cli_given(&cli, "look-seed")) look_seed = cli.common.seed;
+    if (ma_world_parse_kinds(kinds, &kinds_set, e)) return -1;
     if (size.frames < 2 || size.frames > 10000)
         return ma_fail(e, MA_USAGE, "--clip: %lld frames: 2 to 10000 are possible", (long long)size.frames);
     if (size.height < 16 || size.width < 16 || size.height > 4096 || size.width > 4096 || size.height % 2 ||
@@ -95,17 +105,23 @@ static cJSON *point(double x, double y) {
     return cJSON_CreateDoubleArray((double[]){round(x * 1e6) / 1e6, round(y * 1e6) / 1e6}, 2);
 }
 
-/* {"radius", "color", "path": [[x, y], …]}: pixels of the picture. */
+/* {"radius", "color", "pattern", "path": [[x, y], …], "visible": [share, …] where something may hide it}: pixels of the
+ * picture. */
 static cJSON *ball_json(const ma_world *w, int k) {
     cJSON *ball = cJSON_CreateObject(), *path = cJSON_CreateArray();
-    cJSON_AddNumberToObject(ball, "radius", w->ball[k].radius);
-    cJSON_AddStringToObject(ball, "color", ma_world_colour(w->ball[k].colour));
+    cJSON_AddNumberToObject(ball, "radius", w->start.ball[k].radius);
+    cJSON_AddStringToObject(ball, "color", ma_world_colour_name(w->looks.ball[k].colour));
+    cJSON_AddStringToObject(ball, "pattern", ma_world_pattern_name(w->looks.ball[k].pattern));
     cJSON_AddItemToObject(ball, "path", path);
     for (int64_t t = 0; t < size.frames; t++) {
         double xy[2];
         ma_world_where(w, t, k, xy);
         cJSON_AddItemToArray(path, point(xy[0], xy[1]));
     }
+    if (w->start.kind != MA_WORLD_PASS) return ball;
+    cJSON *visible = cJSON_AddArrayToObject(ball, "visible");
+    for (int64_t t = 0; t < size.frames; t++)
+        cJSON_AddItemToArray(visible, cJSON_CreateNumber(round(ma_world_visible(w, t, k) * 1e6) / 1e6));
     return ball;
 }
 
@@ -116,19 +132,44 @@ static cJSON *options_json(void) {
              (long long)size.width, size.fps);
     cJSON_AddStringToObject(o, "clip", text);
     cJSON_AddNumberToObject(o, "stride", (double)stride);
+    cJSON_AddStringToObject(o, "kinds", kinds);
+    cJSON_AddNumberToObject(o, "balls", (double)balls);
     cJSON_AddNumberToObject(o, "pan", pan);
     cJSON_AddNumberToObject(o, "crf", (double)crf);
     return o;
 }
 
+/* What is where in the room, and what acts in it: pixels of the picture at frame 0. */
+static void add_scene(cJSON *entry, const ma_scene *scene) {
+    const ma_room *r = &scene->room;
+    const struct {
+        const char *name;
+        double value;
+    } numbers[] = {{"gravity", r->gravity},   {"restitution", r->restitution},
+                   {"friction", r->friction}, {"floor", r->floor},
+                   {"left", r->left},         {"right", r->right}};
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        cJSON_AddNumberToObject(entry, numbers[i].name, numbers[i].value);
+    if (scene->kind == MA_WORLD_PENDULUM) {
+        cJSON_AddItemToObject(entry, "pivot", point(scene->pivot[0], scene->pivot[1]));
+        cJSON_AddNumberToObject(entry, "length", scene->length);
+    }
+    if (scene->kind == MA_WORLD_PASS) cJSON_AddItemToObject(entry, "pillar", cJSON_CreateDoubleArray(scene->pillar, 4));
+}
+
 static int put_entry(ma_sample *s, const ma_world *w, ma_err *e) {
-    cJSON *entry = cJSON_CreateObject(), *balls = cJSON_CreateArray();
+    cJSON *entry = cJSON_CreateObject(), *all = cJSON_CreateArray();
     cJSON_AddStringToObject(entry, "version", MA_VERSION);
     cJSON_AddNumberToObject(entry, "seed", (double)cli.common.seed);
+    cJSON_AddNumberToObject(entry, "motion_seed", (double)motion_seed);
+    cJSON_AddNumberToObject(entry, "look_seed", (double)look_seed);
     cJSON_AddItemToObject(entry, "options", options_json());
+    cJSON_AddStringToObject(entry, "kind", ma_world_kind_name(w->start.kind));
     cJSON_AddNumberToObject(entry, "fps", size.fps);
-    cJSON_AddItemToObject(entry, "balls", balls);
-    for (int k = 0; k < w->balls; k++) cJSON_AddItemToArray(balls, ball_json(w, k));
+    cJSON_AddStringToObject(entry, "wall", ma_world_wall_name(w->looks.wall));
+    add_scene(entry, &w->start);
+    cJSON_AddItemToObject(entry, "balls", all);
+    for (int k = 0; k < w->start.balls; k++) cJSON_AddItemToArray(all, ball_json(w, k));
     cJSON_AddItemToObject(entry, "pan", point(w->pan, 0));
     return ma_entry_put(s, "ma-toy", entry, e);
 }
@@ -137,7 +178,13 @@ static int put_entry(ma_sample *s, const ma_world *w, ma_err *e) {
 static ma_sample *make_clip(int64_t i, ma_err *e) {
     char key[32];
     snprintf(key, sizeof key, "clip-%06lld", (long long)i);
-    ma_world *w = ma_world_make((uint64_t)cli.common.seed, key, size, pan, e);
+    const ma_world_opts opts = {.size = size,
+                                .kinds = kinds_set,
+                                .balls = (int)balls,
+                                .pan = pan,
+                                .motion_seed = (uint64_t)motion_seed,
+                                .look_seed = (uint64_t)look_seed};
+    ma_world *w = ma_world_make(&opts, key, e);
     ma_sample *s = w ? ma_sample_new(key) : NULL;
     if (w && !s) ma_fail(e, MA_MEMORY, "%s: out of memory", key);
     bool good = s && !put_video(s, w, e) && !put_caption(s, w, e) && !put_flow(s, w, e) && !put_entry(s, w, e);
