@@ -3,8 +3,10 @@
  *     left ≤ finishing ≤ worked-on ≤ read ≤ left + room
  *
  * One thread at a time reads; the samples that it and the others have read they prepare side by side, and whoever comes
- * first finishes what has been worked on. The caller takes tickets for work and lets them leave strictly in order, so
- * that the output does not depend on threads.
+ * first finishes what has been worked on. Of a shard that can be cut only the samples' places are read in turn, and
+ * what is there is decoded side by side, too. The caller takes tickets for work and lets them leave strictly in order,
+ * so that the output does not depend on threads; what only the order can tell (a key that comes again, a damaged file)
+ * is looked at when a ticket is taken.
  *
  * Limits: 3 batches and a sample a thread are under way, less where they would hold more than 4 GiB (as far as can be
  * told from the largest yet) and a batch is ready all the same. OpenMP is off on these threads: samples are enough to
@@ -14,6 +16,7 @@
  * - a thread may be reading input that never comes when the run ends early: ma_stopped wakes it;
  * - freeing a decoded clip takes milliseconds: it is done here, not by the caller. */
 #include "ahead.h"
+#include <malloc.h>
 #include <omp.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -29,14 +32,14 @@ struct ma_ahead {
     ma_inputs *in;
     pthread_t *thread;
     int nthreads;
-    bool after;           /* there is something to do after work */
     pthread_mutex_t lock; /* for all below */
     pthread_cond_t change;
     ma_ticket *ring;
-    size_t room, batch;
+    size_t room, batch, most;            /* most: tickets under way, room or fewer */
     size_t read, worked, finished, left; /* counts of tickets that a thread, the caller, a thread, the caller took */
     size_t largest;                      /* bytes of one sample, with what prepare made of it */
     bool reading, over, quit;            /* a thread is reading; there is no more to read; nobody wants more */
+    bool back;                           /* the input is going back: nobody reads */
     bool leaving;                        /* the caller has the ticket at left */
     int hungry;                          /* threads that wait for one to have read */
     bool waiting;                        /* the caller waits … */
@@ -96,7 +99,7 @@ static size_t bytes_of(const ma_ahead *q, const ma_ticket *t) {
 
 static bool may_read(const ma_ahead *q) {
     size_t held = q->read - q->left;
-    if (q->over || held == q->room) return false;
+    if (q->over || q->back || held >= q->most) return false;
     return q->read - q->worked < q->batch || (held + 1) * q->largest <= MOST_BYTES;
 }
 
@@ -120,7 +123,8 @@ static ma_ticket *read_one(ma_ahead *q) {
 
 static void prepare_one(ma_ahead *q, ma_ticket *t) {
     pthread_mutex_unlock(&q->lock);
-    if (q->st->prepare) t->pre = q->st->prepare(q->st->self, &t->s, &t->why);
+    const bool here = !ma_inputs_load(q->in, &t->s);
+    if (here && q->st->prepare) t->pre = q->st->prepare(q->st->self, &t->s, &t->why);
     size_t n = bytes_of(q, t);
     if (t->why.reason || !t->s) {
         if (t->pre) q->st->release(q->st->self, t->pre);
@@ -129,7 +133,7 @@ static void prepare_one(ma_ahead *q, ma_ticket *t) {
     pthread_mutex_lock(&q->lock);
     account(q);
     if (n > q->largest) q->largest = n;
-    t->state = t->why.reason || !t->s ? LEAVE : WORK;
+    t->state = !here || t->why.reason || !t->s ? LEAVE : WORK;
     change(q);
 }
 
@@ -173,13 +177,24 @@ static void *helper(void *arg) {
 
 /* ---- the caller's side */
 
+/* Samples are some megabytes each, and come and go on all threads: what glibc gives back to the system with one it has
+ * to ask for, page by page, with the next. 32 MiB is the most that it takes from its heaps. */
+static void keep_memory(void) {
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 32 << 20);
+    mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
+}
+
 ma_ahead *ma_ahead_start(const ma_stage *st, ma_inputs *in, int threads, ma_err *e) {
+    keep_memory();
+    ma_inputs_apart(in);
     ma_ahead *q = calloc(1, sizeof *q);
     size_t batch = st->batch > 0 ? (size_t)st->batch : 1;
     int n = st->prepare || st->finish ? threads : 1;
     if (q) {
-        *q = (ma_ahead){.st = st, .in = in, .batch = batch, .after = st->finish || st->release};
-        q->room = 3 * batch + (size_t)n;
+        *q = (ma_ahead){.st = st, .in = in, .batch = batch};
+        q->room = q->most = (st->ahead > 0 ? (size_t)st->ahead : 3 * batch) + (size_t)n;
         q->ring = calloc(q->room, sizeof *q->ring);
         q->thread = calloc((size_t)n, sizeof *q->thread);
         q->start = q->last = ma_now();
@@ -202,6 +217,41 @@ static void free_place(ma_ahead *q) {
     change(q);
 }
 
+/* The ticket whose turn it is could not be read by itself: it and those behind it are forgotten, and the input goes on
+ * from there. */
+static void go_back(ma_ahead *q) {
+    q->back = true;
+    while (q->reading) pthread_cond_wait(&q->change, &q->lock);
+    for (size_t k = q->worked; k < q->read; k++)
+        while (at(q, k)->state == PREPARE) pthread_cond_wait(&q->change, &q->lock);
+    ma_ticket t = {.state = LEAVE}, *first = at(q, q->worked);
+    const int rc = ma_inputs_back(q->in, first->s, &t.why);
+    for (size_t k = q->worked; k < q->read; k++) {
+        drop(q, at(q, k));
+        *at(q, k) = (ma_ticket){0};
+    }
+    q->read = q->worked;
+    if (rc) *at(q, q->read++) = t;
+    q->over = q->back = false;
+    change(q);
+}
+
+/* Takes the next ticket. NULL: it was not to be had so. */
+static ma_ticket *take(ma_ahead *q) {
+    ma_ticket *t = at(q, q->worked);
+    ma_err why = {0};
+    if (ma_inputs_settle(q->in, t->s, &why)) {
+        go_back(q);
+        return NULL;
+    }
+    if (why.reason) {
+        drop(q, t);
+        *t = (ma_ticket){.why = why, .state = LEAVE};
+    }
+    q->worked++;
+    return t;
+}
+
 static ma_todo next(ma_ahead *q, bool work, ma_ticket **out) {
     ma_todo todo = MA_AHEAD_END;
     pthread_mutex_lock(&q->lock);
@@ -211,8 +261,8 @@ static ma_todo next(ma_ahead *q, bool work, ma_ticket **out) {
             q->leaving = true;
             todo = MA_TO_HAND_ON;
         } else if (work && q->worked < q->read && at(q, q->worked)->state != PREPARE) {
-            *out = at(q, q->worked++);
-            if ((*out)->state == WORK) todo = MA_TO_WORK;
+            *out = take(q);
+            if (*out && (*out)->state == WORK) todo = MA_TO_WORK;
         } else if (work ? q->over && q->worked == q->read : q->left == q->worked) {
             break;
         } else {
@@ -237,13 +287,22 @@ ma_todo ma_ahead_last(ma_ahead *q, ma_ticket **out) {
 
 void ma_ahead_worked(ma_ahead *q, ma_ticket **t, int n) {
     pthread_mutex_lock(&q->lock);
-    for (int k = 0; k < n; k++) t[k]->state = q->after ? FINISH : LEAVE;
+    for (int k = 0; k < n; k++) t[k]->state = q->st->finish || t[k]->pre ? FINISH : LEAVE;
     change(q);
+    pthread_mutex_unlock(&q->lock);
+}
+
+void ma_ahead_limit(ma_ahead *q, size_t most) {
+    pthread_mutex_lock(&q->lock);
+    const bool more = most > q->most;
+    q->most = most < q->room ? most : q->room;
+    if (more) change(q);
     pthread_mutex_unlock(&q->lock);
 }
 
 void ma_ahead_stop(ma_ahead *q) {
     if (!q) return;
+    ma_inputs_quit(q->in);
     pthread_mutex_lock(&q->lock);
     q->quit = true;
     change(q);

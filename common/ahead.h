@@ -28,6 +28,8 @@ ma_todo ma_ahead_next(ma_ahead *, ma_ticket **);
 ma_todo ma_ahead_last(ma_ahead *, ma_ticket **);
 void ma_ahead_worked(ma_ahead *, ma_ticket **, int n);
 void ma_ahead_spent(ma_ahead *, ma_spent, double seconds);
+/* At most so many samples are under way from now on, but never more than at the start. */
+void ma_ahead_limit(ma_ahead *, size_t most);
 /* Percent of the time since the start: "62 % decoder, 35 % device"; what is below one is left out. */
 const char *ma_ahead_account(ma_ahead *, char text[96]);
 /* Ends the threads and frees what is under way. Reading must be able to end: see ma_stopped. NULL is fine. */

@@ -48,11 +48,12 @@ char *ma_memory_text(char *out, const ma_ctx *c) {
     const ma_memory m = ma_ctx_memory(c);
     const size_t there = ma_ctx_device((ma_ctx *)c)->free_bytes;
     const double mb = 1e6;
-    char of[32] = "";
+    char of[32] = "", host[32] = "";
+    if (m.host) snprintf(host, sizeof host, ", the host's %.1f", (double)m.host / mb);
     if (there) snprintf(of, sizeof of, " of %.1f", (double)there / mb);
     snprintf(out, 160,
-             "parameters %.1f, gradients %.1f, optimiser %.1f, activations %.1f, workspace %.1f, in all %.1f%s MB",
+             "parameters %.1f, gradients %.1f, optimiser %.1f, activations %.1f, workspace %.1f, in all %.1f%s MB%s",
              (double)m.keep / mb, (double)m.keep_grad / mb, (double)m.optimiser / mb,
-             (double)(m.stack_peak + m.pool) / mb, (double)m.work / mb, (double)m.in_all / mb, of);
+             (double)(m.stack_peak + m.pool) / mb, (double)m.work / mb, (double)m.in_all / mb, of, host);
     return out;
 }

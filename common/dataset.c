@@ -1,15 +1,29 @@
-/* dataset: see dataset.h. Reading is in the caller's thread; what a draw costs is measured, not hidden. */
+/* dataset: see dataset.h. Samples are read and checked by the threads of ahead.c, which runs as far ahead as the window
+ * has room, and a few samples more; the caller's thread only takes them in, in their order, and draws. At the end of an
+ * epoch the threads go on with the next, while the window is drawn empty.
+ *
+ * Limits: all that a sample's members hold stays in memory as it was read, but nothing twice.
+ * Trap: what a sample must look like is known once the first good one has been taken in, so shapes are compared there,
+ * and a sample's faults are told in the order of its members, whoever found them. */
 #include "dataset.h"
+#include "ahead.h"
+#include "npy.h"
 #include "rng.h"
 
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
+enum { SPARE = 2 /* samples under way for each thread, beside those that the window lacks */ };
+
 struct ma_dataset {
     ma_dataset_opts o;
+    ma_stage stage; /* what the threads do */
     ma_inputs *in;
+    ma_ahead *ahead;
+    ma_err late; /* of opening the next epoch */
     ma_item *window;
     int64_t held, epoch, draws, seen; /* seen: good samples of this epoch */
     bool ended;                       /* this epoch is read to its end; the next begins when the window is empty */
@@ -19,9 +33,17 @@ struct ma_dataset {
     double waited;
 };
 
+/* A sample as a thread leaves it. */
+typedef struct draft {
+    ma_item item;
+    int bad; /* the member with which something is wrong; -1: none */
+    ma_err why;
+} draft;
+
 void ma_item_free(ma_item *item) {
-    free(item->key);
-    for (int k = 0; k < MA_ITEM_ARRAYS; k++) ma_array_free(&item->a[k]);
+    for (int k = 0; k < MA_ITEM_ARRAYS && !item->sample; k++) ma_array_free(&item->a[k]);
+    if (!item->sample) free(item->key);
+    ma_sample_free(item->sample);
     *item = (ma_item){0};
 }
 
@@ -30,6 +52,72 @@ bool ma_dataset_once(const ma_cli *cli) {
     for (int k = 0; k < cli->inputs.n; k++)
         if (!strcmp(cli->inputs.at[k], "-") || (!stat(cli->inputs.at[k], &s) && !S_ISREG(s.st_mode))) return true;
     return !cli->inputs.n;
+}
+
+static bool finite_array(const ma_array *a) {
+    const float *f = a->data;
+    size_t n = ma_array_count(a), k = 0;
+    if (a->type == MA_F16) return ma_half_not_finite(a->data, n) == n;
+    while (a->type == MA_F32 && k < n && isfinite(f[k])) k++;
+    return a->type != MA_F32 || k == n;
+}
+
+/* ---- the threads */
+
+/* Member k of a sample. The array is the member's own bytes, moved to where numbers may stand. */
+static int read_member(const ma_dataset *d, const ma_sample *s, int k, ma_array *a, ma_err *why) {
+    const char *ext = d->o.member[k];
+    ma_member *m = ma_sample_get(s, ext);
+    if (!m && d->o.optional[k]) return 0;
+    if (!m) return ma_fail(why, MA_MISSING, "%s.%s: not in the sample", s->key, ext);
+    char *name = ma_format("%s.%s", s->key, ext);
+    int rc = name ? ma_npy_view(m->data, m->size, a, name, why) : ma_fail(why, MA_MEMORY, "dataset: out of memory");
+    free(name);
+    if (rc) return -1;
+    if (a->type != MA_F16 && a->type != MA_F32 && a->type != MA_BOOL)
+        return ma_fail(why, MA_SHAPE, "%s: %s is neither f16 nor f32 nor bool", s->key, ext);
+    if ((uintptr_t)a->data % sizeof(float)) a->data = memmove(m->data, a->data, ma_array_bytes(a));
+    if (!finite_array(a)) return ma_fail(why, MA_NOTFINITE, "%s: %s holds NaN or infinity", s->key, ext);
+    return 0;
+}
+
+static bool is_asked_for(const ma_dataset *d, const char *ext) {
+    for (int k = 0; k < d->o.members; k++)
+        if (!strcmp(d->o.member[k], ext)) return true;
+    return false;
+}
+
+static void *read_draft(void *self, ma_sample **s, ma_err *why) {
+    const ma_dataset *d = self;
+    draft *x = calloc(1, sizeof *x);
+    if (!x) return ma_fail(why, MA_MEMORY, "dataset: out of memory"), NULL;
+    x->bad = -1;
+    for (int k = (*s)->n; k-- > 0;)
+        if (!is_asked_for(d, (*s)->m[k].ext)) ma_sample_drop(*s, (*s)->m[k].ext);
+    for (int k = 0; k < d->o.members && x->bad < 0; k++)
+        if (read_member(d, *s, k, &x->item.a[k], &x->why)) x->bad = k;
+    return x;
+}
+
+static void free_draft(void *self, void *pre) {
+    (void)self;
+    free(pre); /* the arrays are the sample's */
+}
+
+static void stop_reading(ma_dataset *d) {
+    ma_ahead_stop(d->ahead);
+    ma_inputs_close(d->in);
+    d->ahead = NULL;
+    d->in = NULL;
+}
+
+static int start_reading(ma_dataset *d, ma_err *e) {
+    const int threads = omp_get_max_threads();
+    d->stage = (ma_stage){.self = d, .prepare = read_draft, .release = free_draft};
+    d->stage.ahead = d->o.window + (SPARE - 1) * threads;
+    d->in = ma_inputs_open(d->o.cli, false, e);
+    d->ahead = d->in ? ma_ahead_start(&d->stage, d->in, threads, e) : NULL;
+    return d->ahead ? 0 : -1;
 }
 
 ma_dataset *ma_dataset_open(const ma_dataset_opts *o, ma_err *e) {
@@ -47,69 +135,57 @@ ma_dataset *ma_dataset_open(const ma_dataset_opts *o, ma_err *e) {
     }
     d->o = *o;
     if (once) d->o.epochs = 1;
-    d->in = ma_inputs_open(o->cli, false, e);
-    if (!d->in) {
-        ma_dataset_close(d);
-        return NULL;
-    }
-    return d;
+    if (!start_reading(d, e)) return d;
+    ma_dataset_close(d);
+    return NULL;
 }
 
 void ma_dataset_close(ma_dataset *d) {
     if (!d) return;
+    stop_reading(d);
     for (int64_t k = 0; k < d->held; k++) ma_item_free(&d->window[k]);
-    ma_inputs_close(d->in);
     free(d->window);
     free(d);
 }
 
-static bool finite_array(const ma_array *a) {
-    const uint16_t *h = a->data;
-    const float *f = a->data;
-    size_t n = ma_array_count(a);
-    bool good = true;
-    if (a->type == MA_F16)
-        for (size_t k = 0; k < n; k++) good &= (h[k] & 0x7c00) != 0x7c00;
-    else if (a->type == MA_F32)
-        for (size_t k = 0; k < n; k++) good &= isfinite(f[k]) != 0;
-    return good;
-}
+/* ---- taking in */
 
 static bool same_shape(const ma_array *a, const ma_array *b) {
     return a->nd == b->nd && !memcmp(a->n, b->n, (size_t)a->nd * sizeof *a->n);
 }
 
-/* Member k of a sample, checked. Batches are whole tensors: what the first good sample had, and in what shape, all
+/* Member k beside the first sample's. Batches are whole tensors: what the first good sample had, and in what shape, all
  * must. */
-static int take_member(const ma_dataset *d, const ma_sample *s, int k, ma_array *a, ma_err *why) {
+static int compare(const ma_dataset *d, const ma_sample *s, const draft *x, int k, ma_err *why) {
     const char *ext = d->o.member[k];
-    const ma_array *like = &d->like[k];
+    const ma_array *a = &x->item.a[k], *like = &d->like[k];
     const bool here = ma_sample_get(s, ext) != NULL;
     if (d->o.optional[k] && d->begun && here != (like->nd > 0))
         return ma_fail(why, MA_SHAPE, "%s: has %s %s, unlike the first sample", s->key, here ? "a" : "no", ext);
     if (d->o.optional[k] && !here) return 0;
-    if (ma_sample_array(s, ext, a, why)) return -1;
-    if (a->type != MA_F16 && a->type != MA_F32 && a->type != MA_BOOL)
-        return ma_fail(why, MA_SHAPE, "%s: %s is neither f16 nor f32 nor bool", s->key, ext);
-    if (!finite_array(a)) return ma_fail(why, MA_NOTFINITE, "%s: %s holds NaN or infinity", s->key, ext);
-    char x[160], y[160];
+    if (x->bad == k) return ma_fail(why, x->why.reason, "%s", x->why.text);
+    char was[160], is[160];
     if (d->begun && !same_shape(a, like))
         return ma_fail(why, MA_SHAPE, "%s: %s is %s, the first sample's was %s", s->key, ext,
-                       ma_shape_text(x, a->nd, a->n), ma_shape_text(y, like->nd, like->n));
+                       ma_shape_text(is, a->nd, a->n), ma_shape_text(was, like->nd, like->n));
     return 0;
 }
 
-/* The arrays out of a sample. */
-static int take(ma_dataset *d, const ma_sample *s, ma_item *item, ma_err *why) {
+/* A good one comes into the window, which then owns the sample. */
+static int take(ma_dataset *d, ma_sample **s, draft *x, ma_err *why) {
     for (int k = 0; k < d->o.members; k++)
-        if (take_member(d, s, k, &item->a[k], why)) return -1;
-    item->key = strdup(s->key);
-    if (!item->key) return ma_fail(why, MA_MEMORY, "dataset: out of memory");
+        if (compare(d, *s, x, k, why)) return -1;
     for (int k = 0; k < d->o.members && !d->begun; k++) {
-        d->like[k] = item->a[k];
+        d->like[k] = x->item.a[k];
         d->like[k].data = NULL;
     }
     d->begun = true;
+    x->item.key = (*s)->key;
+    x->item.sample = *s;
+    *s = NULL;
+    d->window[d->held++] = x->item;
+    d->seen++;
+    if (d->o.tally && !d->epoch) d->o.tally->good++;
     return 0;
 }
 
@@ -121,42 +197,53 @@ static int bad(const ma_dataset *d, const ma_sample *s, const ma_err *why, ma_er
     return ma_fail(e, why->reason, "too many bad samples");
 }
 
-/* The stream from its beginning, or its end for good. */
+/* What there is to do with the next ticket. */
+static int take_ticket(ma_dataset *d, ma_ticket *t, ma_todo todo, ma_err *e) {
+    int rc = 0;
+    ma_err why = t->why;
+    draft *x = t->pre;
+    t->pre = NULL;
+    if (x) take(d, &t->s, x, &why);
+    if (why.reason) rc = bad(d, t->s, &why, e);
+    ma_sample_free(t->s);
+    t->s = NULL;
+    free(x);
+    if (todo == MA_TO_WORK) ma_ahead_worked(d->ahead, &t, 1);
+    return rc;
+}
+
+/* The epoch is read to its end; the threads go on with the next, if there is one. */
+static void end_epoch(ma_dataset *d) {
+    d->ended = true;
+    stop_reading(d);
+    if (d->seen && d->epoch + 1 != d->o.epochs) start_reading(d, &d->late);
+}
+
+/* The window is empty: the next epoch, or the end for good. */
 static int next_epoch(ma_dataset *d, ma_err *e) {
+    if (!d->seen) return ma_fail(e, MA_MISSING, "the input has no sample to train on");
     d->epoch++;
     d->seen = 0;
     d->ended = false;
-    if (d->epoch == d->o.epochs) {
-        d->over = true;
-        return 0;
-    }
-    ma_inputs_close(d->in);
-    d->in = ma_inputs_open(d->o.cli, false, e);
-    return d->in ? 0 : -1;
+    d->over = d->epoch == d->o.epochs;
+    return d->over || d->ahead ? 0 : ma_fail(e, d->late.reason, "%s", d->late.text);
 }
 
 /* Brings the window up to its size, or the epoch to its end. */
 static int refill(ma_dataset *d, ma_err *e) {
-    bool failed = d->ended && !d->held && next_epoch(d, e);
-    while (!failed && !d->over && !d->ended && d->held < d->o.window) {
-        ma_err why = {0};
-        ma_sample *s = NULL;
-        ma_item item = {0};
-        int rc = ma_inputs_next(d->in, &s, &why);
-        if (rc > 0 && !take(d, s, &item, &why)) {
-            d->window[d->held++] = item;
-            d->seen++;
-            if (d->o.tally && !d->epoch) d->o.tally->good++;
-        } else if (rc == 0) {
-            d->ended = true;
-        } else {
-            ma_item_free(&item);
-            failed = bad(d, s, &why, e) != 0;
+    ma_ticket *t;
+    ma_todo todo;
+    while (!d->over && (d->ended ? !d->held : d->held < d->o.window)) {
+        if (d->ended) {
+            if (next_epoch(d, e)) return -1;
+        } else if ((todo = ma_ahead_next(d->ahead, &t)) == MA_AHEAD_END) {
+            if (ma_stopped) return ma_fail(e, MA_IO, "stopped");
+            end_epoch(d);
+        } else if (take_ticket(d, t, todo, e)) {
+            return -1;
         }
-        ma_sample_free(s);
     }
-    if (failed) return -1;
-    if (d->ended && !d->seen) return ma_fail(e, MA_MISSING, "the input has no sample to train on");
+    if (d->ahead) ma_ahead_limit(d->ahead, (size_t)(d->o.window - d->held + SPARE * omp_get_max_threads()));
     return 0;
 }
 

@@ -1,6 +1,7 @@
 /* dataset: samples as training sees them. A seeded window of samples is kept; each draw takes one at random out of it
  * and refills it from the stream; at an epoch's end the window is emptied before the next begins. The order depends on
- * (seed, window, files) alone, so a run that is resumed skips what it has drawn and goes on where it was. */
+ * (seed, window, files) alone, not on the threads that read ahead, so a run that is resumed skips what it has drawn and
+ * goes on where it was. */
 #ifndef MA_DATASET_H
 #define MA_DATASET_H
 
@@ -12,6 +13,7 @@ enum { MA_ITEM_ARRAYS = 4 };
 typedef struct ma_item {
     char *key;
     ma_array a[MA_ITEM_ARRAYS];
+    ma_sample *sample; /* whose key and arrays these are; NULL: the item's own */
 } ma_item;
 
 typedef struct ma_dataset_opts {

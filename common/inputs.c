@@ -32,7 +32,12 @@ struct ma_inputs {
     entry *at;
     size_t n, next, end; /* --shard: at[next .. end) are to be read */
     ma_reader *reader;   /* of the shard that is being read */
-    bool expected;       /* captions are: there is a list, a folder, or a caption */
+    _Atomic bool quit;
+    bool apart;     /* and what settling samples takes, not reading: */
+    size_t file;    /* they are of this entry */
+    ma_keyset seen; /* and have had these keys, */
+    char *last;     /* this one last */
+    bool expected;  /* captions are: there is a list, a folder, or a caption */
     int64_t no_caption, no_video;
 };
 
@@ -255,7 +260,7 @@ ma_inputs *ma_inputs_open(const ma_cli *cli, bool video, ma_err *e) {
         ma_fail(e, MA_MEMORY, "out of memory");
         return NULL;
     }
-    *in = (ma_inputs){.cli = cli, .video = video};
+    *in = (ma_inputs){.cli = cli, .video = video, .file = SIZE_MAX};
     if (!take_all(in, e)) return in;
     in->expected = false; /* the count is not whole */
     ma_inputs_close(in);
@@ -341,11 +346,20 @@ static void count_caption(ma_inputs *in, const ma_sample *s) {
     in->no_caption++;
 }
 
+/* The reader for an entry. */
+static int open_reader(ma_inputs *in, const entry *x, ma_reader_how how, ma_err *e) {
+    how.quit = &in->quit;
+    in->reader = ma_reader_open((const char *const *)&x->path, 1, e);
+    if (in->reader) ma_reader_set(in->reader, &how);
+    return in->reader ? 0 : -1;
+}
+
 static int next(ma_inputs *in, ma_sample **out, ma_err *e) {
     *out = NULL;
     for (;;) {
         if (in->reader) {
             int rc = ma_reader_next(in->reader, out, e);
+            if (rc > 0) (*out)->place.file = in->next - 1;
             if (rc) return rc;
             ma_reader_close(in->reader);
             in->reader = NULL;
@@ -353,7 +367,7 @@ static int next(ma_inputs *in, ma_sample **out, ma_err *e) {
         if (in->next == in->end) return 0;
         const entry *x = &in->at[in->next++];
         if (x->key) return read_video(in, x, out, e);
-        if (!(in->reader = ma_reader_open((const char *const *)&x->path, 1, e))) return -1;
+        if (open_reader(in, x, (ma_reader_how){.apart = in->apart}, e)) return -1;
     }
 }
 
@@ -361,6 +375,47 @@ int ma_inputs_next(ma_inputs *in, ma_sample **out, ma_err *e) {
     int rc = next(in, out, e);
     if (rc > 0 && in->video) count_caption(in, *out);
     return rc;
+}
+
+/* ---- reading on several threads */
+
+void ma_inputs_apart(ma_inputs *in) {
+    in->apart = !in->video;
+}
+
+int ma_inputs_load(ma_inputs *in, ma_sample **s) {
+    return (*s)->place.to && !(*s)->place.here ? ma_sample_load(s, &in->quit) : 0;
+}
+
+static void forget_keys(ma_inputs *in) {
+    ma_keyset_free(&in->seen);
+    free(in->last);
+    in->last = NULL;
+}
+
+int ma_inputs_settle(ma_inputs *in, const ma_sample *s, ma_err *why) {
+    if (!s || !s->place.to) return 0;
+    if (in->file != s->place.file) forget_keys(in);
+    in->file = s->place.file;
+    if (!s->place.here) return 1;
+    const int fresh = ma_keyset_add(&in->seen, s->key);
+    free(in->last);
+    in->last = ma_strdup(s->key);
+    if (fresh < 0 || !in->last) ma_fail(why, MA_MEMORY, "%s: %s: out of memory", s->from, s->key);
+    if (!fresh) ma_reader_twice(s->from, s->key, why);
+    return 0;
+}
+
+int ma_inputs_back(ma_inputs *in, const ma_sample *s, ma_err *e) {
+    const ma_reader_how how = {.from = s->place.from, .seen = &in->seen, .last = in->last};
+    in->last = NULL;
+    in->next = s->place.file + 1;
+    ma_reader_close(in->reader);
+    return open_reader(in, &in->at[s->place.file], how, e);
+}
+
+void ma_inputs_quit(ma_inputs *in) {
+    in->quit = true;
 }
 
 static void tell_captions(const ma_inputs *in) {
@@ -373,6 +428,7 @@ void ma_inputs_close(ma_inputs *in) {
     if (!in) return;
     tell_captions(in);
     ma_reader_close(in->reader);
+    forget_keys(in);
     for (size_t i = 0; i < in->n; i++) {
         free(in->at[i].path);
         free(in->at[i].key);

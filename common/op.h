@@ -96,13 +96,15 @@ static inline bool ma_fresh(const ma_call *call, int k) {
     return call->fresh >> k & 1;
 }
 
-/* One parameter as the optimiser sees it: fp32 state beside storage of any type. */
+/* One parameter as the optimiser sees it: its state beside storage of any type. */
 typedef struct ma_slot {
     void *data;                    /* storage, of `type` */
     ma_type type;
     float *master;                 /* fp32 copy; NULL where data is fp32 itself */
-    float *grad, *m, *v;           /* fp32 */
+    float *grad;
+    void *m, *v;                   /* moments, of a type that ma_adam says */
     int64_t count;
+    int64_t number;                /* of the parameter, for dithering */
     double decay;                  /* weight decay, decoupled */
 } ma_slot;
 
@@ -110,6 +112,8 @@ typedef struct ma_adam {
     double lr, beta1, beta2, eps;
     double clip;                   /* factor on every gradient (clipping, 1/accumulation) */
     int64_t step;                  /* from 1: bias correction */
+    ma_type state;                 /* of m and v: f32, or bf16, stochastically rounded (kernels/dither.h) */
+    bool far;                      /* m, v and master came from alloc_host */
 } ma_adam;
 
 /* A piece of memory that the devices of a team share in, alike on all: count is fp32 numbers where they are summed,
@@ -144,6 +148,9 @@ typedef struct ma_device {
     bool plan;                                             /* sizes only: nothing is computed, addresses are NULL */
     void *(*alloc)(struct ma_device *, size_t);            /* 256-byte aligned; NULL: out of memory */
     void (*release)(struct ma_device *, void *);
+    /* The host's memory, which put, get, zero, cast to another type and adam take for the device's. Both NULL: it is. */
+    void *(*alloc_host)(struct ma_device *, size_t);       /* 256-byte aligned; NULL: out of memory */
+    void (*release_host)(struct ma_device *, void *);
     int (*put)(struct ma_device *, void *dst, const void *host, size_t);
     int (*get)(struct ma_device *, void *host, const void *src, size_t);
     int (*move)(struct ma_device *, void *dst, const void *src, size_t); /* may overlap when dst < src */

@@ -4,9 +4,9 @@
  * Clipping is torch.nn.utils.clip_grad_norm_'s: gradients times min(1, clip/(norm + 1e-6)).
  * Sharded over a team (Rajbhandari et al. 2020, ZeRO stages 1 and 2), a parameter's state is with one rank, its owner,
  * which alone gets the sum of the gradients, updates, and gives its values to the others.
- * Limits: state lives on the device as long as the context. Every leaf is updated in every step, also one whose
- * gradient is zero. State is saved in our layout, not in the published one. Traps: vectors (biases, norms) get no
- * decay; a step that fails changes nothing, so the gradients are still there (of a team: summed). */
+ * Limits: state lives, on the device or the host, as long as the context. Every leaf is updated in every step, also
+ * one whose gradient is zero. State is saved in our layout, not in the published one. Traps: vectors (biases, norms)
+ * get no decay; a step that fails changes nothing, so the gradients are still there (of a team: summed). */
 #include "optim.h"
 
 #include <math.h>
@@ -41,8 +41,17 @@ struct ma_optim {
 
 /* ---- making ---- */
 
-static ma_tensor *new_state(ma_ctx *c, const ma_tensor *like) {
-    ma_tensor *t = ma_keep_state(c, MA_F32, like->nd, like->n);
+static bool is_far(const ma_optim *o) {
+    return o->opts.state == MA_STATE_HOST && ma_ctx_device(o->ctx)->alloc_host;
+}
+
+static ma_type type_of(const ma_optim *o, int kind) {
+    return kind != MASTER && o->opts.state == MA_STATE_BF16 ? MA_BF16 : MA_F32;
+}
+
+static ma_tensor *new_moment(const ma_optim *o, const ma_tensor *like, int kind) {
+    ma_ctx *c = o->ctx;
+    ma_tensor *t = ma_keep_state(c, type_of(o, kind), is_far(o), like->nd, like->n);
     ma_device *d = ma_ctx_device(c);
     if (!t || d->plan) return t;
     if (!d->zero(d, t->data, ma_bytes(t))) return t;
@@ -50,8 +59,9 @@ static ma_tensor *new_state(ma_ctx *c, const ma_tensor *like) {
     return NULL;
 }
 
-static ma_tensor *new_master(ma_ctx *c, const ma_tensor *leaf) {
-    ma_tensor *t = ma_keep_state(c, MA_F32, leaf->nd, leaf->n);
+static ma_tensor *new_master(const ma_optim *o, const ma_tensor *leaf) {
+    ma_ctx *c = o->ctx;
+    ma_tensor *t = ma_keep_state(c, MA_F32, is_far(o), leaf->nd, leaf->n);
     ma_device *d = ma_ctx_device(c);
     if (!t || d->plan) return t;
     if (!d->cast(d, t->data, MA_F32, leaf->data, leaf->type, ma_count(leaf))) return t;
@@ -67,9 +77,9 @@ static bool kept_for(const state *s, int kind) {
 static int make_slot(ma_optim *o, state *s) {
     ma_tensor *t = s->leaf;
     const bool half = kept_for(s, MASTER);
-    s->kept[M] = new_state(o->ctx, t);
-    s->kept[V] = new_state(o->ctx, t);
-    if (half) s->kept[MASTER] = new_master(o->ctx, t);
+    s->kept[M] = new_moment(o, t, M);
+    s->kept[V] = new_moment(o, t, V);
+    if (half) s->kept[MASTER] = new_master(o, t);
     if (!s->kept[M] || !s->kept[V] || (half && !s->kept[MASTER])) return -1;
     s->slot = o->nslots;
     o->slots[o->nslots++] = (ma_slot){.data = t->data,
@@ -79,6 +89,7 @@ static int make_slot(ma_optim *o, state *s) {
                                       .m = s->kept[M]->data,
                                       .v = s->kept[V]->data,
                                       .count = ma_count(t),
+                                      .number = s - o->states,
                                       .decay = s->decay};
     return 0;
 }
@@ -217,7 +228,7 @@ int ma_optim_step(ma_optim *o, double *norm, ma_err *err) {
     if (!isfinite(*norm)) return blame(o, err);
     double clip = a->clip > 0 ? fmin(1, a->clip / (*norm + 1e-6)) : 1;
     int64_t step = o->steps + 1;
-    ma_adam how = {ma_optim_lr(o, step), a->beta1, a->beta2, a->eps, clip * o->scale, step};
+    ma_adam how = {ma_optim_lr(o, step), a->beta1, a->beta2, a->eps, clip * o->scale, step, type_of(o, M), is_far(o)};
     if (!d->plan && d->adam(d, o->slots, o->nslots, &how)) return device_failed(o, "update", err);
     if (sharded(o) && ma_team_spread(a->team, err)) return -1;
     o->steps = step;
@@ -245,11 +256,15 @@ static int each(ma_optim *o, int (*f)(void *user, const char *name, int tensor),
     return rc;
 }
 
-/* Its values, to be released. NULL: e says why. */
-static float *host_values(ma_optim *o, int tensor, bool here, ma_err *e) {
+static size_t host_bytes(const ma_optim *o, int tensor) {
+    return (size_t)ma_count(state_of(o, tensor)->leaf) * ma_type_size(type_of(o, tensor % KINDS));
+}
+
+/* Its values as they are, to be released. NULL: e says why. */
+static void *host_values(ma_optim *o, int tensor, bool here, ma_err *e) {
     const state *s = state_of(o, tensor);
-    float *host = ma_alloc((size_t)ma_count(s->leaf), sizeof *host);
-    if (host && (!here || !ma_get(o->ctx, s->kept[tensor % KINDS], host))) return host;
+    void *host = ma_alloc(host_bytes(o, tensor), 1);
+    if (host && (!here || !ma_get_as(o->ctx, s->kept[tensor % KINDS], type_of(o, tensor % KINDS), host))) return host;
     if (!host)
         ma_fail(e, MA_MEMORY, "%s: out of memory", s->name);
     else if (!ma_ctx_failed(o->ctx, e))
@@ -258,19 +273,15 @@ static float *host_values(ma_optim *o, int tensor, bool here, ma_err *e) {
     return NULL;
 }
 
-static size_t host_bytes(const state *s) {
-    return (size_t)ma_count(s->leaf) * sizeof(float);
-}
-
 enum { NO_MORE = -1 }; /* asked for by rank 0 when it has all */
 
 /* Of a sharded state rank 0 asks all for what it wants next; its owner answers. */
-static float *bring_values(ma_optim *o, int tensor, ma_err *e) {
+static void *bring_values(ma_optim *o, int tensor, ma_err *e) {
     const state *s = state_of(o, tensor);
     if (!sharded(o)) return host_values(o, tensor, true, e);
     if (ma_team_tell(o->opts.team, &tensor, sizeof tensor, e)) return NULL;
-    float *host = host_values(o, tensor, s->owner == 0, e);
-    if (host && !ma_team_bring(o->opts.team, s->owner, host, host_bytes(s), e)) return host;
+    void *host = host_values(o, tensor, s->owner == 0, e);
+    if (host && !ma_team_bring(o->opts.team, s->owner, host, host_bytes(o, tensor), e)) return host;
     ma_release(host);
     return NULL;
 }
@@ -281,8 +292,8 @@ static int answer(ma_optim *o, ma_err *e) {
     while (!rc && !(rc = ma_team_tell(o->opts.team, &tensor, sizeof tensor, e)) && tensor != NO_MORE) {
         const state *s = state_of(o, tensor);
         if (s->owner != rank) continue;
-        float *host = host_values(o, tensor, true, e);
-        rc = host ? ma_team_bring(o->opts.team, rank, host, host_bytes(s), e) : -1;
+        void *host = host_values(o, tensor, true, e);
+        rc = host ? ma_team_bring(o->opts.team, rank, host, host_bytes(o, tensor), e) : -1;
         ma_release(host);
     }
     return rc;
@@ -294,7 +305,7 @@ typedef struct saver {
     ma_named *list;
     int *tensors;
     int n;
-    float *host;
+    void *host;
     ma_err *err;
 } saver;
 
@@ -302,7 +313,7 @@ static int list_one(void *user, const char *name, int tensor) {
     saver *s = user;
     const ma_tensor *t = state_of(s->o, tensor)->leaf;
     ma_named *a = &s->list[s->n];
-    *a = (ma_named){.name = ma_strdup(name), .a = {.type = MA_F32, .nd = t->nd}};
+    *a = (ma_named){.name = ma_strdup(name), .a = {.type = type_of(s->o, tensor % KINDS), .nd = t->nd}};
     memcpy(a->a.n, t->n, (size_t)t->nd * sizeof *t->n);
     s->tensors[s->n] = tensor;
     return a->name ? (s->n++, 0) : ma_fail(s->err, MA_MEMORY, "%s: out of memory", name);

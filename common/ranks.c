@@ -3,7 +3,9 @@
  * that watches it knows. Traps:
  * - the file of an earlier run may still lie there: its port is closed, or its token is not what the port answers, and
  *   the file is read again until time is up;
- * - a host without a name that others resolve: on the same host the loopback address is taken.
+ * - a host without a name that others resolve: on the same host the loopback address is taken;
+ * - Slurm says SLURM_PROCID=0 and the whole job's SLURM_NTASKS also in a batch script and in salloc's shell, where one
+ *   process runs; SLURM_STEP_NUM_TASKS, which srun sets, says how many it has started.
  */
 #include "ranks.h"
 #include "file.h"
@@ -49,28 +51,41 @@ static bool number_of(const char *name, int *out, bool *bad) {
     return true;
 }
 
+enum { RANK, COUNT, LOCAL, LAUNCHERS = 4, SLURM = LAUNCHERS - 1 };
+static const char *const NAMES[LAUNCHERS][3] = {
+    {"MA_RANK", "MA_RANKS", "MA_LOCAL_RANK"},
+    {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
+    {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
+    [SLURM] = {"SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"}};
+
+/* Who has started this process; LAUNCHERS: none that is known. */
+static int launcher(void) {
+    int k = 0, number;
+    bool bad = false;
+    while (k < LAUNCHERS && (!number_of(NAMES[k][RANK], &number, &bad) || !number_of(NAMES[k][COUNT], &number, &bad)))
+        k++;
+    return k;
+}
+
 int ma_ranks_environment(int *rank, int *count, int *local, ma_err *e) {
-    static const char *const names[][3] = {
-        {"MA_RANK", "MA_RANKS", "MA_LOCAL_RANK"},
-        {"OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"},
-        {"PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"},
-        {"SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"}};
+    const int k = launcher();
+    bool bad = false;
     *rank = *local = 0;
     *count = 1;
-    for (size_t k = 0; k < sizeof names / sizeof *names; k++) {
-        bool bad = false;
-        int r = 0, n = 0, l = 0;
-        if (!number_of(names[k][0], &r, &bad) || !number_of(names[k][1], &n, &bad)) continue;
-        if (!number_of(names[k][2], &l, &bad)) l = r;
-        if (bad || n < 1 || r >= n)
-            return ma_fail(e, MA_USAGE, "%s=%s of %s=%s is not a rank", names[k][0], getenv(names[k][0]), names[k][1],
-                           getenv(names[k][1]));
-        *rank = r;
-        *count = n;
-        *local = l;
-        return 0;
-    }
-    return 0;
+    if (k == LAUNCHERS) return 0;
+    number_of(NAMES[k][RANK], rank, &bad);
+    number_of(NAMES[k][COUNT], count, &bad);
+    if (!number_of(NAMES[k][LOCAL], local, &bad)) *local = *rank;
+    if (!bad && *count > 0 && *rank < *count) return 0;
+    return ma_fail(e, MA_USAGE, "%s=%s of %s=%s is not a rank", NAMES[k][RANK], getenv(NAMES[k][RANK]), NAMES[k][COUNT],
+                   getenv(NAMES[k][COUNT]));
+}
+
+int ma_ranks_allotted(void) {
+    int tasks = 0;
+    bool bad = false;
+    if (launcher() >= SLURM) number_of("SLURM_NTASKS", &tasks, &bad);
+    return bad ? 0 : tasks;
 }
 
 /* ---- bytes ---- */

@@ -17,6 +17,10 @@ typedef struct ma_ranks ma_ranks;
  */
 int ma_ranks_environment(int *rank, int *count, int *local, ma_err *);
 
+/* The tasks that a Slurm job has room for; 0: none, or another launcher has started this process. Where they are more
+ * than the count, it was started without srun. */
+int ma_ranks_allotted(void);
+
 /* Meets the others, all of them within `seconds`. meeting: a path that every rank sees and nothing else uses; gone
  * again once all have met. One rank needs nobody: meeting may be NULL. NULL: error, says who was missing. */
 ma_ranks *ma_ranks_open(const char *meeting, double seconds, ma_err *);

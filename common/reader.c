@@ -14,7 +14,7 @@
  * - A header may claim any size: memory is taken as data arrive. */
 #include "shard.h"
 #include "cli.h"
-#include "keyset.h"
+#include "cut.h"
 #include <archive.h>
 #include <archive_entry.h>
 #include <ctype.h>
@@ -27,14 +27,15 @@
 #include <zstd.h>
 #include <zstd_errors.h>
 
-enum { ROOM = 1 << 17, FIRST_CHUNK = 1 << 16, MEMBERS_MOST = 4096 };
+enum { ROOM = 1 << 17, FIRST_CHUNK = 1 << 24, MEMBERS_MOST = 4096 };
 #define MEMBER_MOST (INT64_C(4) << 30)
-#define END_MARK    0x184D2A5Eu /* magic of the skippable frame that, empty, ends a sample: as in writer.c */
 
 /* One input and the bytes on their way from it to libarchive. */
 typedef struct source {
     const char *name; /* for messages */
     int fd;
+    int64_t left; /* bytes of the file that are to be read; below 0: all */
+    const _Atomic bool *quit;
     ma_err err; /* why reading failed; the text is without the name */
     bool zstd, eof;
     bool inside;     /* a zstd frame has begun and not ended */
@@ -57,6 +58,9 @@ struct ma_reader {
     char **paths;
     int n, at; /* the next to be opened */
     source src;
+    bool apart;
+    int64_t from;      /* where the next file begins: all but the first at 0 */
+    ma_cut *cut;       /* NULL: this file is read as a stream */
     struct archive *a; /* NULL: none open */
     ma_keyset seen;    /* keys of this file */
     pending now;
@@ -71,9 +75,10 @@ static ssize_t read_some(source *s, void *to, size_t n) {
     for (;;) {
         struct pollfd p = {.fd = s->fd, .events = POLLIN};
         int ready = poll(&p, 1, 200);
-        if (ma_stopped) return ma_fail(&s->err, MA_IO, "stopped");
+        if (ma_stopped || (s->quit && *s->quit)) return ma_fail(&s->err, MA_IO, "stopped");
         if (ready == 0 || (ready < 0 && errno == EINTR)) continue;
-        ssize_t got = read(s->fd, to, n);
+        ssize_t got = read(s->fd, to, s->left >= 0 && (uint64_t)s->left < n ? (size_t)s->left : n);
+        if (got > 0 && s->left > 0) s->left -= got;
         if (got >= 0) return got;
         if (errno != EINTR && errno != EAGAIN) return ma_fail(&s->err, MA_IO, "%s", strerror(errno));
     }
@@ -108,7 +113,7 @@ static int begin_frame(source *s) {
     if (have < 8) return ma_fail(&s->err, MA_CUT, "ends inside the head of a zstd frame");
     const unsigned char *b = s->in + s->at;
     if (!is_magic(b)) return ma_fail(&s->err, MA_CORRUPT, "something other than zstd after a zstd frame");
-    if (ma_little(b, 8) == END_MARK) s->mark = s->total;
+    if (ma_little(b, 8) == MA_END_MARK) s->mark = s->total;
     ZSTD_DCtx_reset(s->d, ZSTD_reset_session_only);
     s->inside = true;
     return 1;
@@ -154,6 +159,7 @@ static la_ssize_t read_plain(struct archive *a, void *client, const void **block
     size_t n = s->fill - s->at;
     s->at = s->fill;
     s->total += n;
+    if (!n && s->left == 0) s->mark = s->total; /* where a sample was cut out it ends */
     return (la_ssize_t)n;
 }
 
@@ -186,6 +192,8 @@ static void close_file(ma_reader *r) {
     archive_read_free(r->a);
     r->a = NULL;
     if (s->fd > STDIN_FILENO) close(s->fd);
+    ma_cut_close(r->cut);
+    r->cut = NULL;
     ZSTD_freeDStream(s->d);
     ma_keyset_free(&r->seen);
     ma_sample_free(r->now.s);
@@ -225,8 +233,11 @@ static int open_next(ma_reader *r) {
     s->zstd = s->eof = s->inside = s->more = false;
     s->at = s->fill = 0;
     s->total = s->mark = 0;
+    if (r->apart && !in && (r->cut = ma_cut_open(path))) return 0;
     s->fd = in ? STDIN_FILENO : open(path, O_RDONLY | O_CLOEXEC);
-    if (s->fd < 0) return ma_fail(&r->later, errno == ENOENT ? MA_MISSING : MA_IO, "%s: %s", path, strerror(errno));
+    if (s->fd < 0 || (r->from && lseek(s->fd, r->from, SEEK_SET) < 0))
+        return ma_fail(&r->later, errno == ENOENT ? MA_MISSING : MA_IO, "%s: %s", path, strerror(errno));
+    r->from = 0;
     if (!open_archive(r)) return 0;
     give_up(r, s->err.reason, s->err.text);
     return -1;
@@ -234,8 +245,7 @@ static int open_next(ma_reader *r) {
 
 /* ---- samples */
 
-/* A member's name taken apart. false: not part of a sample (no extension, hidden, or of the __x__ kind). */
-static bool split(const char *name, char **key, char **ext) {
+bool ma_name_split(const char *name, char **key, char **ext) {
     if (!strncmp(name, "./", 2)) name += 2;
     size_t first = strcspn(name, "/");
     if (first > 4 && !strncmp(name, "__", 2) && !strncmp(name + first - 2, "__", 2)) return false;
@@ -304,6 +314,10 @@ static void take_member(ma_reader *r, struct archive_entry *entry, const char *e
     }
 }
 
+int ma_reader_twice(const char *file, const char *key, ma_err *e) {
+    return ma_fail(e, MA_DUPLICATE, "%s: %s: its members are not adjacent, or the key is there twice", file, key);
+}
+
 /* Begins the sample of this key; a sample that was pending is thereby whole. */
 static pending begin_sample(ma_reader *r, const char *key) {
     pending before = r->now;
@@ -316,8 +330,7 @@ static pending begin_sample(ma_reader *r, const char *key) {
     if (!r->now.s || !(r->now.s->from = ma_strdup(r->src.name)) || fresh < 0)
         ma_fail(&r->later, MA_MEMORY, "%s: %s: out of memory", r->src.name, key);
     else if (!fresh)
-        ma_fail(&r->now.bad, MA_DUPLICATE, "%s: %s: its members are not adjacent, or the key is there twice",
-                r->src.name, key);
+        ma_reader_twice(r->src.name, key, &r->now.bad);
     return before;
 }
 
@@ -357,7 +370,7 @@ static pending step(ma_reader *r) {
     if (archive_entry_filetype(entry) != AE_IFREG || archive_entry_hardlink(entry)) return whole;
     if (!name || !printable(name))
         give_up(r, MA_UNSUPPORTED, "a member's name is empty or has control characters");
-    else if (!split(name, &key, &ext))
+    else if (!ma_name_split(name, &key, &ext))
         return whole;
     else if (!key || !ext)
         ma_fail(&r->later, MA_MEMORY, "%s: out of memory", r->src.name);
@@ -378,6 +391,7 @@ ma_reader *ma_reader_open(const char *const *paths, int n, ma_err *e) {
     }
     ma_reader *r = calloc(1, sizeof *r);
     if (r) r->src.fd = -1;
+    if (r) r->src.left = -1;
     if (r) r->paths = calloc((size_t)n, sizeof *r->paths);
     for (; r && r->paths && r->n < n; r->n++)
         if (!(r->paths[r->n] = ma_strdup(paths[r->n]))) break;
@@ -385,6 +399,57 @@ ma_reader *ma_reader_open(const char *const *paths, int n, ma_err *e) {
     ma_reader_close(r);
     ma_fail(e, MA_MEMORY, "out of memory");
     return NULL;
+}
+
+void ma_reader_set(ma_reader *r, const ma_reader_how *how) {
+    r->apart = how->apart;
+    r->from = how->from;
+    r->last = how->last;
+    r->src.quit = how->quit;
+    if (!how->seen) return;
+    r->seen = *how->seen;
+    *how->seen = (ma_keyset){0};
+}
+
+/* The next sample's place. 0: the file's last has been. */
+static int next_place(ma_reader *r, ma_sample **out, ma_err *e) {
+    const char *path = r->paths[r->at - 1];
+    ma_place p = {0};
+    int rc = ma_cut_next(r->cut, &p.from, &p.to);
+    if (rc <= 0) {
+        ma_cut_close(r->cut);
+        r->cut = NULL;
+    }
+    if (!rc) return 0;
+    if (rc < 0) p.to = -1;
+    ma_sample *s = ma_sample_new("");
+    if (!s || !(s->from = ma_strdup(path))) {
+        ma_sample_free(s);
+        return ma_fail(e, MA_MEMORY, "%s: out of memory", path);
+    }
+    s->place = p;
+    *out = s;
+    return 1;
+}
+
+int ma_sample_load(ma_sample **s, const _Atomic bool *quit) {
+    const ma_place p = (*s)->place;
+    ma_sample *whole = NULL;
+    ma_reader *r = p.to > p.from ? ma_reader_open((const char *const *)&(*s)->from, 1, NULL) : NULL;
+    if (!r) return -1;
+    ma_reader_set(r, &(ma_reader_how){.from = p.from, .quit = quit});
+    r->src.left = p.to - p.from;
+    bool good = ma_reader_next(r, &whole, NULL) > 0 && !r->now.s; /* and not the beginning of another */
+    ma_reader_close(r);
+    if (!good) {
+        ma_sample_free(whole);
+        return -1;
+    }
+    whole->place = p;
+    whole->place.here = true;
+    ma_sample_free(*s);
+    *s = whole;
+    return 0;
 }
 
 int ma_reader_next(ma_reader *r, ma_sample **out, ma_err *e) {
@@ -396,9 +461,14 @@ int ma_reader_next(ma_reader *r, ma_sample **out, ma_err *e) {
             close_file(r);
             return -1;
         }
+        if (r->cut) {
+            int rc = next_place(r, out, e);
+            if (rc) return rc;
+            continue;
+        }
         if (!r->a) {
             if (r->at == r->n) return 0;
-            if (open_next(r)) continue;
+            if (open_next(r) || r->cut) continue;
         }
         pending whole = step(r);
         if (whole.s && !whole.bad.reason) {

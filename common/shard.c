@@ -78,9 +78,8 @@ int ma_sample_put_array(ma_sample *s, const char *ext, const ma_array *a, ma_err
     return ma_sample_put(s, ext, b.data, b.size, e);
 }
 
-/* The first of n numbers in half precision that is NaN or infinite; n: none is. Looked at block by block, which goes
- * many at a time. */
-static size_t first_not_finite(const uint16_t *half, size_t n) {
+/* Looked at block by block, which goes many at a time. */
+size_t ma_half_not_finite(const uint16_t *half, size_t n) {
     enum { BLOCK = 1024 };
     size_t at = 0;
     for (; at < n; at += BLOCK) {
@@ -100,23 +99,25 @@ static int not_half(const ma_sample *s, const char *ext, size_t at, double value
     return ma_fail(e, MA_NOTFINITE, "%s.%s: element %zu is %g: not a half-precision number", s->key, ext, at, value);
 }
 
-int ma_sample_put_half(ma_sample *s, const char *ext, const uint16_t *half, int nd, const int64_t *n, ma_err *e) {
-    ma_array a = {.type = MA_F16, .nd = nd, .data = (void *)half};
-    memcpy(a.n, n, (size_t)nd * sizeof *n);
-    size_t count = ma_array_count(&a), bad = first_not_finite(half, count);
-    if (bad < count) return not_half(s, ext, bad, (double)ma_f16_to_f32(half[bad]), e);
-    return ma_sample_put_array(s, ext, &a, e);
+int ma_sample_put_half(ma_sample *s, const char *ext, const ma_array *a, ma_buf *npy, ma_err *e) {
+    size_t count = ma_array_count(a), bad = ma_half_not_finite(a->data, count);
+    if (bad < count) return not_half(s, ext, bad, (double)ma_f16_to_f32(((const uint16_t *)a->data)[bad]), e);
+    const ma_buf b = *npy;
+    *npy = (ma_buf){0};
+    return ma_sample_put(s, ext, b.data, b.size, e);
 }
 
 int ma_sample_put_f16(ma_sample *s, const char *ext, const float *v, int nd, const int64_t *n, ma_err *e) {
-    ma_array a = {0};
-    if (ma_array_new(&a, MA_F16, nd, n, e)) return -1;
+    ma_array a = {.type = MA_F16, .nd = nd};
+    ma_buf npy;
+    memcpy(a.n, n, (size_t)nd * sizeof *n);
+    if (ma_npy_begin(&a, &npy, NULL)) return ma_fail(e, MA_MEMORY, "%s.%s: out of memory", s->key, ext);
     size_t count = ma_array_count(&a);
     ma_from_f32(a.data, v, MA_F16, count);
-    size_t bad = first_not_finite(a.data, count);
-    int rc = bad < count ? not_half(s, ext, bad, (double)v[bad], e) : ma_sample_put_array(s, ext, &a, e);
-    ma_array_free(&a);
-    return rc;
+    size_t bad = ma_half_not_finite(a.data, count);
+    if (bad == count) return ma_sample_put(s, ext, npy.data, npy.size, e);
+    ma_buf_free(&npy);
+    return not_half(s, ext, bad, (double)v[bad], e);
 }
 
 int ma_sample_array(const ma_sample *s, const char *ext, ma_array *out, ma_err *e) {

@@ -2,6 +2,7 @@
 #ifndef MA_SHARD_H
 #define MA_SHARD_H
 #include "array.h"
+#include "keyset.h"
 #include <cjson/cJSON.h>
 
 /* One file of a sample: KEY.ext. */
@@ -11,6 +12,14 @@ typedef struct ma_member {
     size_t size;
 } ma_member;
 
+/* Where a sample that is read apart from its stream lies: bytes from .. to - 1 of its file. to 0: it came in a stream;
+ * below 0: it, and what is behind it in the file, can be read as a stream only. */
+typedef struct ma_place {
+    int64_t from, to;
+    size_t file; /* for inputs.c */
+    bool here;   /* it has been read */
+} ma_place;
+
 /* Files that share the name up to the first dot after the last slash, and stand next to each other. */
 typedef struct ma_sample {
     char *key;       /* directories are kept: "a/b/000017" */
@@ -18,6 +27,7 @@ typedef struct ma_sample {
     int n;
     char *from;      /* the file it came from, for messages */
     cJSON *json;     /* KEY.json parsed, made on demand by ma_sample_json; written back over the member on writing */
+    ma_place place;  /* where it is to be read */
 } ma_sample;
 
 ma_sample *ma_sample_new(const char *key);
@@ -28,8 +38,11 @@ int ma_sample_put(ma_sample *, const char *ext, void *data, size_t size, ma_err 
 int ma_sample_put_array(ma_sample *, const char *ext, const ma_array *, ma_err *);  /* as .npy */
 /* Puts values as a half-precision member. NaN, infinity, or a value that overflows: MA_NOTFINITE. */
 int ma_sample_put_f16(ma_sample *, const char *ext, const float *, int nd, const int64_t *n, ma_err *);
-/* The same for values in half precision already. */
-int ma_sample_put_half(ma_sample *, const char *ext, const uint16_t *, int nd, const int64_t *n, ma_err *);
+/* The same for values in half precision already, in an .npy that ma_npy_begin made, which is taken over where they are
+ * finite. */
+int ma_sample_put_half(ma_sample *, const char *ext, const ma_array *, ma_buf *npy, ma_err *);
+/* The first of n numbers in half precision that is NaN or infinite; n: none is. */
+size_t ma_half_not_finite(const uint16_t *, size_t n);
 /* The member as an array. Missing is MA_MISSING. The caller frees it. */
 int ma_sample_array(const ma_sample *, const char *ext, ma_array *out, ma_err *);
 void ma_sample_drop(ma_sample *, const char *ext);
@@ -44,6 +57,28 @@ ma_reader *ma_reader_open(const char *const *paths, int n, ma_err *);
  * up (except after MA_DUPLICATE), the next call goes on with the next file. */
 int ma_reader_next(ma_reader *, ma_sample **out, ma_err *);
 void ma_reader_close(ma_reader *);
+/* How a reader differs from one that was just opened; to be said before its first sample. */
+typedef struct ma_reader_how {
+    /* Where a file can be cut (cut.h), ma_reader_next gives its samples' places only: no members, no key. */
+    bool apart;
+    /* Goes on at this byte of the first file, behind samples of these keys, the last of which is given; both are taken
+     * over. */
+    int64_t from;
+    ma_keyset *seen;
+    char *last;
+    const _Atomic bool *quit; /* reading, which may wait for a pipe, ends when this is set; NULL: by ma_stopped only */
+} ma_reader_how;
+void ma_reader_set(ma_reader *, const ma_reader_how *);
+/* Reads a sample that is a place only: on any thread. -1: what is there is not one whole sample. What is wrong is told,
+ * in the words of the stream, by a reader that goes on from there. */
+int ma_sample_load(ma_sample **, const _Atomic bool *quit);
+
+/* A member's name taken apart (free both; NULL: out of memory). false: no part of a sample: no extension, hidden, or of
+ * the __x__ kind. */
+bool ma_name_split(const char *name, char **key, char **ext);
+/* The error of a key that comes again. */
+int ma_reader_twice(const char *file, const char *key, ma_err *);
+#define MA_END_MARK 0x184D2A5Eu /* magic of the skippable zstd frame that, empty, ends a sample */
 
 /* Writing, to a descriptor (fd ≥ 0, not closed) or, with path, by way of a file beside it. level 0: plain tar.
  * Frames are compressed on `threads` threads (0: all) and written in order. */

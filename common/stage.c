@@ -7,9 +7,6 @@
 #include "stage.h"
 #include "ahead.h"
 #include <errno.h>
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
 #include <omp.h>
 #include <poll.h>
 #include <stdatomic.h>
@@ -209,22 +206,12 @@ static void tear_down(run *r) {
     free(r->why);
 }
 
-/* A clip's buffers are some megabytes each, and clips come and go on all threads: what glibc gives back to the system
- * with one clip it has to ask for, page by page, with the next. 32 MiB is the most that it takes from its heaps. */
-static void keep_memory(void) {
-#ifdef __GLIBC__
-    mallopt(M_MMAP_THRESHOLD, 32 << 20);
-    mallopt(M_TRIM_THRESHOLD, 1 << 30);
-#endif
-}
-
 int ma_stage_run(const ma_stage *st, int out_fd) {
     ma_cli *cli = st->cli;
     run r = {.st = st, .batch = st->batch > 0 ? st->batch : 1, .tally = {.cli = cli}};
     ma_err e = {0};
     if (!st->no_output && refuse_terminal(cli, out_fd, &e)) return ma_exit_status(cli, &e, -1);
     ma_catch_signals();
-    keep_memory();
     ma_inputs *in = ma_inputs_open(cli, st->video, &e);
     int rc = in ? set_up(&r, in, out_fd, &e) : -1;
     if (!rc) {

@@ -20,6 +20,7 @@ typedef struct ma_stage {
     void (*release)(void *self, void *pre);
     size_t (*bytes)(const void *pre); /* what it holds; NULL: little */
     int batch;                        /* most samples per call; 0 means 1 */
+    int64_t ahead;                    /* samples that may be under way, a few more are; 0: as the batch asks */
     bool video;                       /* video files are inputs */
     bool no_output;                   /* a sink: samples are freed after work, nothing is written */
 } ma_stage;

@@ -37,6 +37,7 @@ struct ma_team {
     int n;
     bucket *buckets;
     int nbuckets, shared; /* shared: so many have been, in this step */
+    double waited;        /* seconds, for gradients */
     ma_err err;           /* of what was shared within the backward pass */
 };
 
@@ -143,7 +144,11 @@ int ma_team_open(ma_team **out, ma_cli *cli, const char *folder, ma_err *e) {
     int rank, count, local;
     *out = NULL;
     if (ma_ranks_environment(&rank, &count, &local, e)) return -1;
-    if (count == 1) return 0;
+    if (count == 1) {
+        const int tasks = ma_ranks_allotted();
+        if (tasks > 1) ma_say(cli, 1, "alone, though Slurm has room for %d tasks: srun would start them", tasks);
+        return 0;
+    }
     cli->rank = rank;
     cli->ranks = count;
     cli->local = local;
@@ -278,10 +283,8 @@ static int settle(ma_team *t, ma_err *e) {
     return t->err.reason == MA_OK ? 0 : ma_fail(e, t->err.reason, "%s", t->err.text);
 }
 
-int ma_team_gradients(ma_team *t, ma_err *e) {
+static int sum_gradients(ma_team *t, ma_err *e) {
     int rc = 0;
-    if (!t || !t->ranks) return 0;
-    if (ma_settle_grads(t->ctx)) return ma_ctx_failed(t->ctx, e);
     if (!t->dev->team) {
         for (int k = 0; k < t->n && !rc; k++) rc = ma_ranks_sum_f32(t->ranks, t->grads[k].data, t->grads[k].count, e);
         return rc;
@@ -290,7 +293,25 @@ int ma_team_gradients(ma_team *t, ma_err *e) {
     share_gradients(t, true);
     t->shared = 0;
     for (int k = 0; k < t->nbuckets; k++) t->buckets[k].left = t->buckets[k].to - t->buckets[k].from;
-    return settle(t, e);
+    if (settle(t, e)) return -1;
+    /* the optimiser waits for the gradients' norm at once, so to wait here costs nothing, and tells how long it takes
+     */
+    return t->dev->team->finish(t->dev) ? failed(t, "sharing among the ranks", e) : 0;
+}
+
+int ma_team_gradients(ma_team *t, ma_err *e) {
+    if (!t || !t->ranks) return 0;
+    if (ma_settle_grads(t->ctx)) return ma_ctx_failed(t->ctx, e);
+    const double start = ma_now();
+    const int rc = sum_gradients(t, e);
+    t->waited += ma_now() - start;
+    return rc;
+}
+
+double ma_team_waited(ma_team *t) {
+    const double w = t ? t->waited : 0;
+    if (t) t->waited = 0;
+    return w;
 }
 
 /* On the CPU all is fp32, and what does not belong to this rank counts as zero. */

@@ -48,5 +48,8 @@ int ma_team_leaves(ma_team *, ma_tensor *const *, const int *owners, int n, ma_e
 void ma_team_behind(ma_team *);
 int ma_team_gradients(ma_team *, ma_err *); /* all are summed, as far as later calls of the device see */
 int ma_team_spread(ma_team *, ma_err *);    /* all have the owners' values of the leaves */
+/* Seconds since the last call that went to gradients alone: from when they were asked for, with the backward pass done,
+ * until they had come. Those hidden behind the pass do not count. */
+double ma_team_waited(ma_team *);
 
 #endif

@@ -3,7 +3,8 @@
  * Three places of memory. `keep`: parameters and their gradients, never freed. `stack`: activations, freed by
  * rewinding. `pool`: gradients of activations; the tape runs backwards, so each is born late and dies early, and a list
  * of free blocks serves them with little more than the widest moment needs. What checkpoints keep of attention
- * (spares) is in the pool, too; spares are a stack of their own, in step with the tape.
+ * (spares) is in the pool, too; spares are a stack of their own, in step with the tape. A fourth, `host`, is for
+ * parameters' state that the device reaches in the host's memory; what it takes is not counted with the device's.
  *
  * A plan (device->plan) takes the same ways without memory: chunks and blocks are counted as the device would have
  * given them, tensors have no address, kernels are not called. Where a device would have no more it drops spares as a
@@ -84,7 +85,7 @@ struct ma_ctx {
     bool again, back; /* what runs will run again, recorded, in the backward pass; that is under way */
     void (*final)(void *, ma_tensor *);
     void *final_self;
-    arena keep, stack;
+    arena keep, stack, host;
     size_t keep_grad, optimiser;
     size_t peak; /* of the device's taken bytes */
     size_t names;
@@ -169,6 +170,8 @@ void ma_ctx_free(ma_ctx *c) {
     free_all(c->kept, c->nkept);
     arena_free(c, &c->keep);
     arena_free(c, &c->stack);
+    for (size_t k = 0; k < c->host.n; k++) c->dev->release_host(c->dev, c->host.at[k].base);
+    free(c->host.at);
     for (size_t k = 0; k < c->npool; k++) give(c, c->pool[k].data, c->pool[k].size);
     for (size_t k = 0; k < c->nreplays; k++)
         if (c->replays[k].recording) c->dev->forget(c->dev, c->replays[k].recording);
@@ -231,6 +234,7 @@ ma_memory ma_ctx_memory(const ma_ctx *c) {
                        .stack_peak = c->stack.peak,
                        .pool = c->pool_bytes,
                        .work = c->work_bytes,
+                       .host = c->host.bytes,
                        .in_all = in_all(c)};
 }
 
@@ -433,12 +437,21 @@ static size_t chunk_size(const ma_ctx *c) {
     return !c->dev->free_bytes ? usual : share < large ? share : large;
 }
 
+/* How much the host has is not known. */
+static void *take_host(ma_ctx *c, size_t size, const char *what) {
+    void *p = c->dev->plan ? name(c) : c->dev->alloc_host(c->dev, size);
+    if (!p)
+        ma_fail(&c->err, MA_MEMORY, "%s: out of memory: the host gave no %.1f MB more for %s; there it has taken %.1f",
+                c->dev->name, (double)size / 1e6, what, (double)c->host.bytes / 1e6);
+    return p;
+}
+
 static int arena_more(ma_ctx *c, arena *a, size_t size, const char *what) {
     chunk *at = realloc(a->at, (a->n + 1) * sizeof *at);
     if (!at) return ma_fail(&c->err, MA_MEMORY, "context: out of memory");
     a->at = at;
     size = whole(c, size < chunk_size(c) ? chunk_size(c) : size);
-    void *base = take(c, size, what);
+    void *base = a == &c->host ? take_host(c, size, what) : take(c, size, what);
     if (!base) return -1;
     a->at[a->n++] = (chunk){base, size, 0};
     return 0;
@@ -528,16 +541,21 @@ static ma_tensor *kept_descriptor(ma_ctx *c) {
     return t;
 }
 
-ma_tensor *ma_keep(ma_ctx *c, ma_type type, int nd, const int64_t *n) {
+static ma_tensor *keep_in(ma_ctx *c, arena *a, ma_type type, int nd, const int64_t *n, const char *what) {
     ma_tensor *t = ma_failed(c) ? NULL : kept_descriptor(c);
-    if (!t || describe(c, t, type, nd, n) || arena_take(c, &c->keep, ma_bytes(t), &t->data, "parameters")) return NULL;
+    if (!t || describe(c, t, type, nd, n) || arena_take(c, a, ma_bytes(t), &t->data, what)) return NULL;
     t->kept = true;
     return t;
 }
 
-ma_tensor *ma_keep_state(ma_ctx *c, ma_type type, int nd, const int64_t *n) {
+ma_tensor *ma_keep(ma_ctx *c, ma_type type, int nd, const int64_t *n) {
+    return keep_in(c, &c->keep, type, nd, n, "parameters");
+}
+
+ma_tensor *ma_keep_state(ma_ctx *c, ma_type type, bool far, int nd, const int64_t *n) {
     const size_t before = c->keep.bytes;
-    ma_tensor *t = ma_keep(c, type, nd, n);
+    arena *a = far && c->dev->alloc_host ? &c->host : &c->keep;
+    ma_tensor *t = keep_in(c, a, type, nd, n, "the optimiser");
     c->optimiser += c->keep.bytes - before;
     return t;
 }

@@ -38,6 +38,7 @@ void ma_device_limit(ma_device *, size_t bytes);
 /* Bytes in use and at the peak, by arena. */
 typedef struct ma_memory {
     size_t keep, keep_grad, optimiser, stack, stack_peak, pool, work;
+    size_t host;   /* of an optimiser's, beside that; not the device's */
     size_t in_all; /* gone from the device at the peak: these, the ends of chunks, what the driver took for itself */
 } ma_memory;
 ma_memory ma_ctx_memory(const ma_ctx *);
@@ -49,9 +50,10 @@ void ma_set_type(ma_ctx *, ma_type);
 ma_type ma_get_type(const ma_ctx *);
 
 /* A tensor that lives as long as the context. Contents undefined. ma_leaf makes a tensor one that gathers a gradient
- * (fp32, zero at first, kept). ma_keep_state: ma_keep, counted as an optimiser's. */
+ * (fp32, zero at first, kept). ma_keep_state: ma_keep, counted as an optimiser's; far: in the host's memory, where the
+ * device has another. */
 ma_tensor *ma_keep(ma_ctx *, ma_type, int nd, const int64_t *n);
-ma_tensor *ma_keep_state(ma_ctx *, ma_type, int nd, const int64_t *n);
+ma_tensor *ma_keep_state(ma_ctx *, ma_type, bool far, int nd, const int64_t *n);
 ma_tensor *ma_leaf(ma_ctx *, ma_tensor *);
 /* A tensor on the activation stack. Contents undefined. */
 ma_tensor *ma_new(ma_ctx *, ma_type, int nd, const int64_t *n);

@@ -14,20 +14,40 @@
 
 /* ---- batches ---- */
 
+/* Numbers of another type are copied as they are, and the device casts them: it is the faster by far. */
+static int put_cast(ma_ctx *c, ma_tensor *to, const ma_array *a) {
+    ma_device *d = ma_ctx_device(c);
+    ma_tensor *raw = ma_new(c, a->type, to->nd, to->n);
+    if (ma_put_raw(c, raw, a->data)) return -1;
+    if (d->plan || !d->cast(d, to->data, to->type, raw->data, raw->type, ma_count(to))) return 0;
+    return ma_fail(ma_ctx_err(c), MA_DEVICE, "%s: a cast: %s", d->name, d->failure ? d->failure : "");
+}
+
+static int put_item(ma_ctx *c, ma_tensor *to, const ma_array *a) {
+    if (a->type == to->type) return ma_put_raw(c, to, a->data);
+    if (a->type == MA_F16 || a->type == MA_F32) return put_cast(c, to, a);
+    float *host = ma_array_f32(a, ma_ctx_err(c));
+    const int rc = host ? ma_put(c, to, host) : -1;
+    ma_release(host);
+    return rc;
+}
+
 ma_tensor *ma_items_tensor(ma_ctx *c, const ma_item *items, int n, int k, bool f32) {
     const ma_array *first = &items[0].a[k];
-    if (!first->data) return NULL;
-    const size_t count = ma_array_count(first);
     int64_t shape[MA_DIMS] = {n};
-    memcpy(shape + 1, first->n, (size_t)first->nd * sizeof *shape);
-    float *all = ma_alloc((size_t)n * count, sizeof *all);
-    if (!all) {
-        ma_fail(ma_ctx_err(c), MA_MEMORY, "batch: out of memory");
+    if (!first->data) return NULL;
+    if (first->nd >= MA_DIMS) {
+        ma_fail(ma_ctx_err(c), MA_SHAPE, "%s: an array of %d dimensions", items[0].key, first->nd);
         return NULL;
     }
-    for (int b = 0; b < n; b++) ma_to_f32(all + (size_t)b * count, items[b].a[k].data, items[b].a[k].type, count);
-    ma_tensor *t = (f32 ? ma_input_f32 : ma_input)(c, all, first->nd + 1, shape);
-    ma_release(all);
+    memcpy(shape + 1, first->n, (size_t)first->nd * sizeof *shape);
+    ma_tensor *t = ma_new(c, f32 ? MA_F32 : ma_get_type(c), first->nd + 1, shape);
+    for (int b = 0; b < n; b++) {
+        const ma_mark_t mark = ma_mark(c);
+        ma_tensor *row = ma_rows(c, t, b, 1);
+        if (!row || put_item(c, row, &items[b].a[k])) return NULL;
+        ma_rewind(c, mark);
+    }
     return t;
 }
 
@@ -76,10 +96,18 @@ static char *batch_of(const ma_train *t) {
     return ma_format("%lld", (long long)t->o->batch * ma_team_count(t->team));
 }
 
+/* On the host it is what it is on the device. */
+static char *optimiser_state_of(const ma_train *t) {
+    return ma_strdup(t->o->state == MA_STATE_BF16 ? "bf16" : "f32");
+}
+
 static cJSON *options_of(const ma_train *t) {
     cJSON *json = cJSON_CreateObject();
     for (const ma_opt *o = t->cli->opts; o->name; o++) {
-        char *value = is_free(o->name) ? NULL : !strcmp(o->name, "batch") ? batch_of(t) : value_of(o);
+        char *value = is_free(o->name)                      ? NULL
+                      : !strcmp(o->name, "batch")           ? batch_of(t)
+                      : !strcmp(o->name, "optimizer-state") ? optimiser_state_of(t)
+                                                            : value_of(o);
         if (value) cJSON_AddStringToObject(json, o->name, value);
         free(value);
     }
@@ -253,7 +281,8 @@ static int refuse_old(const ma_train *t, ma_err *e) {
 
 size_t ma_train_bytes(const ma_train *t) {
     const size_t parts = t->o->shard ? (size_t)ma_team_count(t->team) : 1;
-    size_t bytes = t->saved + ma_ctx_memory(t->ctx).optimiser * parts;
+    const ma_memory m = ma_ctx_memory(t->ctx);
+    size_t bytes = t->saved + (m.optimiser + m.host) * parts;
     for (int k = 0; k < t->nparams; k++)
         if (!t->file[k]) bytes += (size_t)ma_params_count(t->params[k]) * sizeof(float);
     return bytes;
@@ -295,7 +324,7 @@ static FILE *open_log(const char *path, int64_t step, ma_err *e) {
 
 typedef struct step_log {
     double loss, part[8], norm, lr;
-    double wait, forward, backward, optimiser;
+    double wait, forward, backward, share, optimiser; /* share: gradients among ranks, as far as it is not hidden */
     const char *part_name[8];
     int parts;
     int64_t samples;
@@ -454,14 +483,16 @@ static void write_skipped(const ma_train *t, FILE *f, int64_t step) {
 static int write_log(const ma_train *t, FILE *f, int64_t step, const step_log *l, ma_err *e) {
     write_skipped(t, f, step);
     if (l->skipped) return fflush(f) ? ma_fail(e, MA_IO, "log: %s", strerror(errno)) : 0;
-    double total = l->wait + l->forward + l->backward + l->optimiser;
+    double total = l->wait + l->forward + l->backward + l->share + l->optimiser;
     fprintf(f, "{\"step\":%lld,\"loss\":%.9g", (long long)step, l->loss);
     for (int k = 0; k < l->parts; k++) fprintf(f, ",\"%s\":%.9g", l->part_name[k], l->part[k]);
     fprintf(f,
             ",\"grad_norm\":%.9g,\"lr\":%.9g,\"samples_per_s\":%.4g,\"wait_s\":%.3g,\"forward_s\":%.3g,"
-            "\"backward_s\":%.3g,\"optimiser_s\":%.3g,\"peak_bytes\":%zu}\n",
+            "\"backward_s\":%.3g,\"optimiser_s\":%.3g,\"peak_bytes\":%zu",
             l->norm, l->lr, (double)l->samples / total, l->wait, l->forward, l->backward, l->optimiser,
             ma_ctx_memory(t->ctx).in_all);
+    if (t->team) fprintf(f, ",\"share_s\":%.3g", l->share);
+    fputs("}\n", f);
     return fflush(f) ? ma_fail(e, MA_IO, "log: %s", strerror(errno)) : 0;
 }
 
@@ -499,7 +530,8 @@ static int one_step(const ma_train *t, ma_optim *optim, feed *f, int64_t step, s
         ma_fail(e, why.reason, "%s; samples %s", why.text, log->keys);
         return skip_step(t, log, e);
     }
-    log->optimiser = ma_now() - start;
+    log->share = ma_team_waited(t->team);
+    log->optimiser = ma_now() - start - log->share;
     return 1;
 }
 
@@ -579,7 +611,8 @@ static ma_optim *new_optim(const ma_train *t) {
                           .warmup = o->warmup,
                           .total = o->constant ? 0 : o->steps,
                           .team = t->team,
-                          .shard = o->shard};
+                          .shard = o->shard,
+                          .state = (ma_optim_state)o->state};
     return ma_optim_new(t->ctx, t->params, t->nparams, &adam);
 }
 

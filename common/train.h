@@ -22,6 +22,7 @@ typedef struct ma_train_opts {
     const char *log;  /* JSON lines; NULL: OUT's name with .jsonl */
     bool resume, resume_anyway;
     bool shard;       /* the optimiser's state over the ranks */
+    int state;        /* an ma_optim_state */
     int on_nan;       /* a loss or gradient that is not finite. 0: ends the run, 1: the step is left out, counted */
 } ma_train_opts;
 
@@ -42,6 +43,8 @@ typedef struct ma_train_opts {
         {"beta2", 0, MA_OPT_REAL, &(o).beta2, "X", "AdamW's second beta", 0, 1},                                       \
         {"clip", 0, MA_OPT_REAL, &(o).clip, "X", "most the gradient's norm may be; 0: no limit", 0, 1e9},              \
         {"shard-optimizer", 0, MA_OPT_FLAG, &(o).shard, NULL, "each of several ranks holds a part of its state", 0, 0},\
+        {"optimizer-state", 0, MA_OPT_CHOICE, &(o).state, "f32|bf16|host",                                             \
+         "AdamW's moments: their type, or place (default f32)", 0, 0},                                                 \
         {"save-every", 0, MA_OPT_INT, &(o).save_every, "N", "steps between checkpoints; 0: at the end only", 0, 1e9},  \
         {"keep", 0, MA_OPT_INT, &(o).keep, "N", "checkpoints that stay", 1, 1e6},                                      \
         {"log", 0, MA_OPT_TEXT, &(o).log, "FILE", "JSON lines, one a step (default beside the output)", 0, 0},         \

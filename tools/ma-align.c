@@ -94,21 +94,43 @@ static void draw_latent(const work *w, const ma_item *item, int64_t step, const 
 }
 
 /* Noisy latent and velocity of one sample; the time. x holds x0 at first. */
-static double diffuse(const work *w, const ma_item *item, int64_t step, float *noise, float *x, float *v) {
+static double diffuse(const work *w, const ma_item *item, int64_t step, float *x, float *v) {
     const uint64_t seed = (uint64_t)cli.common.seed;
     const size_t count = (size_t)(w->shape[1] * w->shape[2] * w->shape[3] * w->shape[4]);
     ma_rng rng = ma_rng_make(seed, item->key, (uint64_t)step, MA_RNG_TIME);
     const int64_t t = ma_rng_below(&rng, w->pipe.schedule.steps);
     const float a = (float)sqrt(w->pipe.schedule.alpha_bar[t]), b = (float)sqrt(1 - w->pipe.schedule.alpha_bar[t]);
     rng = ma_rng_make(seed, item->key, (uint64_t)step, MA_RNG_NOISE);
-    ma_rng_fill_normal(&rng, noise, count);
+    ma_rng_fill_normal(&rng, v, count);
 #pragma omp parallel for
     for (size_t k = 0; k < count; k++) {
-        float x0 = x[k];
-        x[k] = a * x0 + b * noise[k];
-        v[k] = a * noise[k] - b * x0;
+        float x0 = x[k], noise = v[k];
+        x[k] = a * x0 + b * noise;
+        v[k] = a * noise - b * x0;
     }
     return (double)t;
+}
+
+/* Noisy latents and velocities of a batch, (n, count) each, and the times: a thread a sample, or all threads on the
+ * one.
+ */
+static int make_noisy(const work *w, const ma_item *items, int n, int64_t step, float *x, float *v, double *t) {
+    const int64_t count = w->shape[1] * w->shape[2] * w->shape[3] * w->shape[4];
+    int rc = 0;
+#pragma omp parallel for if (n > 1) schedule(dynamic)
+    for (int b = 0; b < n; b++) {
+        ma_err why = {0};
+        float *stored = ma_array_f32(&items[b].a[LATENT], &why);
+        if (stored) {
+            draw_latent(w, &items[b], step, stored, v + b * count, x + b * count);
+            t[b] = diffuse(w, &items[b], step, x + b * count, v + b * count);
+        } else {
+#pragma omp critical
+            rc = ma_fail(ma_ctx_err(w->ctx), why.reason, "%s", why.text);
+        }
+        ma_release(stored);
+    }
+    return rc;
 }
 
 /* The prompts' embeddings, some of them those of the empty prompt. */
@@ -149,21 +171,13 @@ static ma_tensor *batch_loss(void *self, const ma_item *items, int n, int64_t st
     ma_ctx *c = w->ctx;
     const size_t count = (size_t)(w->shape[1] * w->shape[2] * w->shape[3] * w->shape[4]);
     float *x = ma_alloc((size_t)n * count, sizeof *x), *v = ma_alloc((size_t)n * count, sizeof *v);
-    float *noise = ma_alloc(2 * count, sizeof *noise);
     double *t = calloc((size_t)n, sizeof *t);
     ma_tensor *loss = NULL;
-    if (!x || !v || !noise || !t) {
+    if (!x || !v || !t) {
         ma_fail(ma_ctx_err(c), MA_MEMORY, "batch: out of memory");
         goto done;
     }
-    for (int b = 0; b < n; b++) {
-        float *xb = x + (size_t)b * count;
-        float *stored = ma_array_f32(&items[b].a[LATENT], ma_ctx_err(c));
-        if (!stored) goto done;
-        draw_latent(w, &items[b], step, stored, noise, xb);
-        ma_release(stored);
-        t[b] = diffuse(w, &items[b], step, noise, xb, v + (size_t)b * count);
-    }
+    if (make_noisy(w, items, n, step, x, v, t)) goto done;
     int64_t shape[5];
     memcpy(shape, w->shape, sizeof shape);
     shape[0] = n;
@@ -176,7 +190,6 @@ static ma_tensor *batch_loss(void *self, const ma_item *items, int n, int64_t st
 done:
     ma_release(x);
     ma_release(v);
-    ma_release(noise);
     free(t);
     return loss;
 }
@@ -415,6 +428,13 @@ static int learn(work *w, ma_dataset *data, ma_tally *tally, ma_err *e) {
     return 0;
 }
 
+/* Without and with --recompute off; the optimiser's state on the device and on the host. */
+static const char *const levers[2][2] = {
+    {"lower --batch, and raise --accumulate as much, or give --optimizer-state bf16 or host",
+     "lower --batch, and raise --accumulate as much"},
+    {"give --recompute on, or --optimizer-state bf16 or host, or lower --batch and raise --accumulate as much",
+     "give --recompute on, or lower --batch and raise --accumulate as much"}};
+
 static int run(work *w, ma_tally *tally, ma_err *e) {
     char member[64];
     if (snprintf(member, sizeof member, "%s.npy", target) >= (int)sizeof member)
@@ -423,8 +443,7 @@ static int run(work *w, ma_tally *tally, ma_err *e) {
     if (align_terms_read(losses, lambda, &w->terms, e) || ma_team_open(&w->team, &cli, cli.common.out, e) ||
         ma_context_open(&cli, &w->dev, &w->ctx, e) || ma_team_join(w->team, w->ctx, e))
         return -1;
-    ma_ctx_lever(w->ctx, recompute == 0 ? "lower --batch, and raise --accumulate as much"
-                                        : "give --recompute on, or lower --batch and raise --accumulate as much");
+    ma_ctx_lever(w->ctx, levers[recompute != 0][train.state == MA_STATE_HOST]);
     if (ma_pipeline_read(base, &w->pipe, e)) return -1;
     if (!from_scratch && !(w->weights = ma_pipeline_weights(base, NULL, e))) return -1;
     char *log = ma_format("%s/log.jsonl", cli.common.out);

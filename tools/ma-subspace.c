@@ -21,7 +21,7 @@ static const char *const verbs[] = {"train", "apply", "eval", NULL};
 static ma_train_opts train = {MA_TRAIN_DEFAULTS, .lr = 1e-4, .decay = 0.01, .beta2 = 0.999, .warmup = 100};
 static const char *model, *features = "videomae";
 static int64_t hidden = 256, width = 64;
-static bool want_flow, masked;
+static bool want_flow, masked, bare;
 
 static const ma_opt options[] = {
     {"model", 'm', MA_OPT_TEXT, &model, "FILE", "apply, eval: motion.safetensors", 0, 0},
@@ -31,6 +31,7 @@ static const ma_opt options[] = {
     {"hidden", 0, MA_OPT_INT, &hidden, "N", "train: width between the two layers of the projection (default 256)", 1,
      65536},
     {"width", 0, MA_OPT_INT, &width, "N", "train: dimensions of the motion subspace (default 64)", 1, 65536},
+    {"no-projection", 0, MA_OPT_FLAG, &bare, NULL, "train: the decoder alone, on the features as they are", 0, 0},
     MA_TRAIN_OPTIONS(train),
     {0},
 };
@@ -80,6 +81,8 @@ static int make_net(work *w, bool drawn, ma_err *e) {
     w->net = w->params ? motion_make(w->params, &w->size) : NULL;
     if (w->net) ma_params_end(w->params, NULL);
     if (w->net) w->size = motion_sizes(w->net);
+    if (w->net && cli.verb == APPLY && w->size.bare)
+        return ma_fail(e, MA_USAGE, "%s: a decoder without a projection: nothing to apply", model);
     return ma_ctx_failed(w->ctx, e);
 }
 
@@ -155,7 +158,7 @@ static int fit_sizes(work *w, ma_dataset *data, ma_err *e) {
     if (m && (m->type != MA_BOOL || m->nd != 3 || memcmp(m->n, o->n, 3 * sizeof *m->n)))
         return ma_fail(e, MA_SHAPE, "flow-valid.npy of %s, %s, does not go with flow of %s",
                        ma_shape_text(x, m->nd, m->n), ma_type_name(m->type), ma_shape_text(y, o->nd, o->n));
-    w->size = (motion_size){s->n[3], hidden, width, {o->n[0], o->n[1], o->n[2]}};
+    w->size = (motion_size){s->n[3], hidden, width, {o->n[0], o->n[1], o->n[2]}, bare};
     return 0;
 }
 
@@ -408,8 +411,8 @@ static int run_plan(work *w, ma_err *e) {
     }
     if (!rc && !cli.rank) {
         printf("parameters %lld\nfeatures %lldx%s -> motion of %lld dimensions\nmemory: %s\n",
-               (long long)ma_params_count(w->params), (long long)n, shape, (long long)w->size.out,
-               ma_memory_text(memory, w->ctx));
+               (long long)ma_params_count(w->params), (long long)n, shape,
+               (long long)(w->size.bare ? w->size.in : w->size.out), ma_memory_text(memory, w->ctx));
         rc = ma_flush_stdout(e);
     }
     ma_dataset_close(data);
@@ -435,7 +438,9 @@ int main(int argc, char **argv) {
     if (snprintf(w.member, sizeof w.member, "%s.npy", features) >= (int)sizeof w.member)
         ma_fail(&e, MA_USAGE, "--features: name too long");
     else if (!open_work(&w, &e)) {
-        ma_ctx_lever(w.ctx, "lower --batch");
+        ma_ctx_lever(w.ctx, cli.verb == TRAIN && train.state != MA_STATE_HOST
+                               ? "lower --batch, or give --optimizer-state bf16 or host"
+                               : "lower --batch");
         rc = cli.common.dry_run ? run_plan(&w, &e) : run[cli.verb](&w, &e);
     }
     int status = close_work(&w, &e);

@@ -9,8 +9,8 @@
 
 struct motion {
     motion_size size;
-    ma_tensor *project[2], *project_bias[2];
-    ma_tensor *gap, *gap_bias;   /* 24 time steps → 23 */
+    ma_tensor *project[2], *project_bias[2]; /* NULL: bare */
+    ma_tensor *gap, *gap_bias;               /* 24 time steps → 23 */
     ma_tensor *up[2], *up_bias[2];
     ma_tensor *flow, *flow_bias;
 };
@@ -19,6 +19,12 @@ struct motion {
 static void read_sizes(ma_params *p, motion_size *s) {
     const ma_entry *a = p->from ? ma_weights_find(p->from, "projection.0.weight") : NULL;
     const ma_entry *b = p->from ? ma_weights_find(p->from, "projection.2.weight") : NULL;
+    const ma_entry *gap = p->from ? ma_weights_find(p->from, "decoder.0.weight") : NULL;
+    if (gap && gap->nd == 5 && !a && !s->in) {
+        s->in = gap->n[1];
+        s->out = gap->n[0];
+        s->bare = true;
+    }
     if (a && a->nd == 5 && !s->in) {
         s->in = a->n[1];
         s->hidden = a->n[0];
@@ -29,6 +35,15 @@ static void read_sizes(ma_params *p, motion_size *s) {
     if (!s->out) s->out = 64;
 }
 
+static void make_projection(ma_params *p, motion *m) {
+    const int64_t in = m->size.in, hidden = m->size.hidden, out = m->size.out;
+    const ma_init fan = MA_INIT_FAN;
+    m->project[0] = ma_param(p, MA_CONV3D, fan, MA_SHAPE(hidden, 3, 1, 1, in), "projection.0.weight");
+    m->project_bias[0] = ma_param(p, MA_PLAIN, fan, MA_SHAPE(hidden), "projection.0.bias");
+    m->project[1] = ma_param(p, MA_CONV3D, fan, MA_SHAPE(out, 1, 1, 1, hidden), "projection.2.weight");
+    m->project_bias[1] = ma_param(p, MA_PLAIN, fan, MA_SHAPE(out), "projection.2.bias");
+}
+
 motion *motion_make(ma_params *p, const motion_size *size) {
     motion *m = calloc(1, sizeof *m);
     if (!m) {
@@ -37,16 +52,12 @@ motion *motion_make(ma_params *p, const motion_size *size) {
     }
     m->size = *size;
     read_sizes(p, &m->size);
-    int64_t in = m->size.in, hidden = m->size.hidden, out = m->size.out;
+    if (!m->size.bare) make_projection(p, m);
+    const int64_t in = m->size.bare ? m->size.in : m->size.out, out = m->size.out;
     const ma_layout conv = MA_CONV3D;
     const ma_init fan = MA_INIT_FAN;
 
-    m->project[0] = ma_param(p, conv, fan, MA_SHAPE(hidden, 3, 1, 1, in), "projection.0.weight");
-    m->project_bias[0] = ma_param(p, MA_PLAIN, fan, MA_SHAPE(hidden), "projection.0.bias");
-    m->project[1] = ma_param(p, conv, fan, MA_SHAPE(out, 1, 1, 1, hidden), "projection.2.weight");
-    m->project_bias[1] = ma_param(p, MA_PLAIN, fan, MA_SHAPE(out), "projection.2.bias");
-
-    m->gap = ma_param(p, conv, fan, MA_SHAPE(out, 2, 1, 1, out), "decoder.0.weight");
+    m->gap = ma_param(p, conv, fan, MA_SHAPE(out, 2, 1, 1, in), "decoder.0.weight");
     m->gap_bias = ma_param(p, MA_PLAIN, fan, MA_SHAPE(out), "decoder.0.bias");
     m->up[0] = ma_param(p, conv, fan, MA_SHAPE(out, 1, 4, 4, out), "decoder.2.weight");
     m->up_bias[0] = ma_param(p, MA_PLAIN, fan, MA_SHAPE(out), "decoder.2.bias");
@@ -66,6 +77,7 @@ motion_size motion_sizes(const motion *m) {
 }
 
 ma_tensor *motion_project(ma_ctx *c, const motion *m, ma_tensor *s) {
+    if (m->size.bare) return s;
     ma_tensor *x;                                                                                 /* S  (B,24,10,15,768) */
     x = ma_conv(c, s, m->project[0], m->project_bias[0], MA_WINDOW(1, 1, 1, 1, 0, 0), MA_SILU);   /*    (B,24,10,15,256) */
     return ma_conv(c, x, m->project[1], m->project_bias[1], MA_WINDOW(1, 1, 1, 0, 0, 0), MA_SILU); /* M (B,24,10,15,64) */

@@ -1,9 +1,10 @@
 /* cpu: the device. Memory, the table of kernels, casts, the optimiser.
  *
- * Limits: kernels take f32 only; casts and the optimiser also know 16-bit storage. A plan has no memory: alloc gives
- * NULL and everything that would touch memory does nothing.
+ * Limits: kernels take f32 only; casts and the optimiser also know 16-bit storage, the optimiser a state in bf16. A
+ * plan has no memory: alloc gives NULL and everything that would touch memory does nothing.
  */
 #include "cpu.h"
+#include "../dither.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -129,16 +130,37 @@ static void adam_part(rates r, float *restrict p, const float *restrict grad, fl
     }
 }
 
+enum { BLOCK = 1 << 13 }; /* of a parameter: what is updated at a time */
+
+/* The same where the state is bf16: widened, and rounded back at random. */
+static void adam_bf16(rates r, float *p, const ma_slot *s, uint32_t key, int64_t at, int64_t n) {
+    float m[BLOCK], v[BLOCK];
+    uint16_t *m16 = (uint16_t *)s->m + at, *v16 = (uint16_t *)s->v + at;
+    ma_to_f32(m, m16, MA_BF16, (size_t)n);
+    ma_to_f32(v, v16, MA_BF16, (size_t)n);
+    adam_part(r, p, s->grad + at, m, v, n);
+    for (int64_t k = 0; k < n; k++) {
+        const uint32_t random = ma_dither_bits(key, at + k);
+        m[k] = ma_dither_bf16(m[k], random >> 16);
+        v[k] = ma_dither_bf16(v[k], random & 0xffff);
+    }
+    ma_from_f32(m16, m, MA_BF16, (size_t)n);
+    ma_from_f32(v16, v, MA_BF16, (size_t)n);
+}
+
 static int cpu_adam(ma_device *d, const ma_slot *slots, int n, const ma_adam *o) {
-    enum { BLOCK = 1 << 14 };
     for (int k = 0; k < n && !d->plan; k++) {
         const ma_slot *s = &slots[k];
-        rates r = rates_of(o, s->decay);
+        const rates r = rates_of(o, s->decay);
+        const uint32_t key = ma_dither_key(o->step, s->number);
         float *p = s->master ? s->master : s->data;
 #pragma omp parallel for if (s->count > BLOCK)
         for (int64_t at = 0; at < s->count; at += BLOCK) {
             int64_t count = s->count - at < BLOCK ? s->count - at : BLOCK;
-            adam_part(r, p + at, s->grad + at, s->m + at, s->v + at, count);
+            if (o->state == MA_BF16)
+                adam_bf16(r, p + at, s, key, at, count);
+            else
+                adam_part(r, p + at, s->grad + at, (float *)s->m + at, (float *)s->v + at, count);
             if (s->master)
                 ma_from_f32((char *)s->data + (size_t)at * ma_type_size(s->type), p + at, s->type, (size_t)count);
         }

@@ -1,4 +1,5 @@
-/* device: a GPU. Memory, copies, casts, the optimiser, the table of kernels; what it takes to say why there is none.
+/* device: a GPU. Memory, the host's too, copies, casts, the optimiser, the table of kernels; what it takes to say why
+ * there is none.
  *
  * All is in order on one stream. Copies from and to the host pass through pinned slots: put() returns when the bytes
  * are in a slot, get() when they are in their place. From its slot a put goes to another one on the device, on a stream
@@ -13,6 +14,7 @@
  * launch would find. While a recording is made nothing may be allocated or waited for: all that needs it must have
  * run before. What recordings point to must stay where it is: the detour is not in the room, which may move.
  */
+#include "../dither.h"
 #include "cuda.h"
 #include "gemm.h"
 #include "graph.h"
@@ -143,6 +145,21 @@ void gpu_release(ma_device *d, void *p) {
     if (!d->plan && p) bad(here(d), cudaFree(p), "memory"); /* a plan's addresses are only names */
 }
 
+/* Pinned, and at the same address on the GPU, which goes over PCIe for it. */
+void *gpu_alloc_host(ma_device *d, size_t size) {
+    void *p = NULL;
+    if (d->plan || bad(here(d), cudaHostAlloc(&p, size ? size : 1, cudaHostAllocMapped), "the host's memory"))
+        return NULL;
+    return p;
+}
+
+void gpu_release_host(ma_device *d, void *p) {
+    gpu *g = here(d);
+    if (d->plan || !p) return;
+    bad(g, cudaStreamSynchronize(g->c.stream), "the host's memory"); /* kernels may be at it */
+    bad(g, cudaFreeHost(p), "the host's memory");
+}
+
 /* At least so many bytes at ->room. Made anew only when it must grow; cudaFree waits for who uses it. */
 int make_room(gpu *g, size_t size) {
     if (size <= g->room_bytes) return 0;
@@ -213,7 +230,7 @@ int gpu_put(ma_device *d, void *dst, const void *host, size_t size) {
         if (bad(g, cudaMemcpyAsync(there, slot, n, cudaMemcpyHostToDevice, g->copies), where) ||
             bad(g, cudaEventRecord(g->come[k], g->copies), where) ||
             bad(g, cudaStreamWaitEvent(g->c.stream, g->come[k], 0), where) ||
-            bad(g, cudaMemcpyAsync((char *)dst + at, there, n, cudaMemcpyDeviceToDevice, g->c.stream), where) ||
+            bad(g, cudaMemcpyAsync((char *)dst + at, there, n, cudaMemcpyDefault, g->c.stream), where) ||
             bad(g, cudaEventRecord(g->done[k], g->c.stream), where))
             return -1;
     }
@@ -240,8 +257,7 @@ int gpu_get(ma_device *d, void *host, const void *src, size_t size) {
         size_t n = least(size - k * SLOT, SLOT);
         int to = slot[k % AHEAD] = next_slot(g);
         if (to < 0 ||
-            bad(g, cudaMemcpyAsync(slot_of(g, to), from, n, cudaMemcpyDeviceToHost, g->c.stream),
-                "copying from the GPU") ||
+            bad(g, cudaMemcpyAsync(slot_of(g, to), from, n, cudaMemcpyDefault, g->c.stream), "copying from the GPU") ||
             bad(g, cudaEventRecord(g->done[to], g->c.stream), "copying from the GPU"))
             return -1;
     }
@@ -320,7 +336,8 @@ size_t gpu_work(ma_device *d, const ma_call *call, bool backward) {
 struct entry {
     ma_slot slot;
     int64_t first;
-    float keep; /* 1 - lr·decay */
+    float keep;   /* 1 - lr·decay */
+    uint32_t key; /* of dithering */
 };
 
 /* Part of a parameter. */
@@ -392,9 +409,12 @@ struct rates {
     float spread; /* 1 / sqrt(1 - beta2^t) */
 };
 
-struct adam {
+/* STATE: of m and v. Where products are added it is said which one is fused, so that an element has the same bits in
+ * whatever company it comes. */
+template <ma_type STATE> struct adam {
     rates r;
     float keep;
+    uint32_t key;
     packs::array p, grad, m, v, data; /* data: storage beside its master p, or none */
     template <int N> __device__ void at(int64_t k) {
         packs::pack<N> x = packs::load<N>(p, k), g = packs::load<N>(grad, k), a = packs::load<N>(m, k),
@@ -402,9 +422,14 @@ struct adam {
 #pragma unroll
         for (int i = 0; i < N; i++) {
             float y = g.v[i] * r.clip;
-            a.v[i] = a.v[i] * r.beta1 + y * r.rest1;
-            b.v[i] = b.v[i] * r.beta2 + y * y * r.rest2;
-            x.v[i] = x.v[i] * keep - r.step * a.v[i] / (sqrtf(b.v[i]) * r.spread + r.eps);
+            a.v[i] = __fmaf_rn(a.v[i], r.beta1, y * r.rest1);
+            b.v[i] = __fmaf_rn(b.v[i], r.beta2, y * y * r.rest2);
+            x.v[i] = __fmaf_rn(x.v[i], keep, -(r.step * a.v[i] / __fmaf_rn(sqrtf(b.v[i]), r.spread, r.eps)));
+            if constexpr (STATE == MA_BF16) {
+                uint32_t random = ma_dither_bits(key, k + i);
+                a.v[i] = ma_dither_bf16(a.v[i], random >> 16);
+                b.v[i] = ma_dither_bf16(b.v[i], random & 0xffff);
+            }
         }
         packs::store<N>(p, k, x);
         packs::store<N>(m, k, a);
@@ -413,27 +438,33 @@ struct adam {
     }
 };
 
+/* FAR: one by one. A warp's access is then a whole line of 128 bytes, which is what PCIe carries best; eight at a time
+ * it would be half of every 32 bytes, and then the other. */
+template <ma_type STATE, bool FAR>
 __global__ void __launch_bounds__(packs::THREADS) adam_kernel(const entry *table, int n, rates r) {
     span s = my_span(table, n);
     const ma_slot &e = s.e->slot;
     void *p = e.master ? e.master : e.data;
-    adam f = {r,
-              s.e->keep,
-              {p, MA_F32},
-              {e.grad, MA_F32},
-              {e.m, MA_F32},
-              {e.v, MA_F32},
-              {e.master ? e.data : nullptr, e.type}};
-    sweep(f, s.from, s.to, aligned(p) && aligned(e.grad) && aligned(e.m) && aligned(e.v) && aligned(e.data));
+    adam<STATE> f = {r,
+                     s.e->keep,
+                     s.e->key,
+                     {p, MA_F32},
+                     {e.grad, MA_F32},
+                     {e.m, STATE},
+                     {e.v, STATE},
+                     {e.master ? e.data : nullptr, e.type}};
+    bool wide = aligned(p) && aligned(e.grad) && aligned(e.m) && aligned(e.v) && aligned(e.data);
+    sweep(f, s.from, s.to, wide && !FAR);
 }
 
 /* The table on the device, at the front of room; *sums bytes in, room for a number a chunk and their sum. Gives the
  * count of chunks; -1: it failed. */
-int64_t make_table(gpu *g, const ma_slot *slots, int n, double lr, size_t *sums) {
+int64_t make_table(gpu *g, const ma_slot *slots, int n, const ma_adam &o, size_t *sums) {
     std::vector<entry> table((size_t)n);
     int64_t chunks = 0;
     for (int k = 0; k < n; k++) {
-        table[(size_t)k] = {slots[k], chunks, (float)(1 - lr * slots[k].decay)};
+        const ma_slot &s = slots[k];
+        table[(size_t)k] = {s, chunks, (float)(1 - o.lr * s.decay), ma_dither_key(o.step, s.number)};
         chunks += packs::ceil_div(slots[k].count, CHUNK);
     }
     *sums = ((size_t)n * sizeof(entry) + 255) / 256 * 256;
@@ -446,7 +477,7 @@ int gpu_squares(ma_device *d, const ma_slot *slots, int n, double *sum) {
     size_t at;
     *sum = 0;
     if (d->plan || n < 1) return 0;
-    int64_t chunks = make_table(g, slots, n, 0, &at);
+    int64_t chunks = make_table(g, slots, n, ma_adam{}, &at);
     if (chunks < 1) return chunks ? -1 : 0;
     double *part = (double *)((char *)g->room + at); // (chunks), then their sum
     squares_kernel<<<(unsigned)chunks, packs::THREADS, 0, g->c.stream>>>((entry *)g->room, n, part);
@@ -459,7 +490,7 @@ int gpu_adam(ma_device *d, const ma_slot *slots, int n, const ma_adam *o) {
     gpu *g = here(d);
     size_t at;
     if (d->plan || n < 1) return 0;
-    int64_t chunks = make_table(g, slots, n, o->lr, &at);
+    int64_t chunks = make_table(g, slots, n, *o, &at);
     if (chunks < 1) return chunks ? -1 : 0;
     rates r = {(float)o->beta1,
                (float)o->beta2,
@@ -469,7 +500,10 @@ int gpu_adam(ma_device *d, const ma_slot *slots, int n, const ma_adam *o) {
                (float)o->clip,
                (float)(o->lr / (1 - pow(o->beta1, (double)o->step))),
                (float)(1 / sqrt(1 - pow(o->beta2, (double)o->step)))};
-    adam_kernel<<<(unsigned)chunks, packs::THREADS, 0, g->c.stream>>>((entry *)g->room, n, r);
+    auto kernel = o->state == MA_BF16 ? adam_kernel<MA_BF16, false>
+                  : o->far            ? adam_kernel<MA_F32, true>
+                                      : adam_kernel<MA_F32, false>;
+    kernel<<<(unsigned)chunks, packs::THREADS, 0, g->c.stream>>>((entry *)g->room, n, r);
     return packs::launched(&g->c, "the optimiser");
 }
 
@@ -587,6 +621,8 @@ void fill(gpu *g, bool plan) {
     d->plan = plan;
     d->alloc = gpu_alloc;
     d->release = gpu_release;
+    d->alloc_host = gpu_alloc_host;
+    d->release_host = gpu_release_host;
     d->put = gpu_put;
     d->get = gpu_get;
     d->move = gpu_move;
@@ -653,7 +689,7 @@ int start(gpu *g, ma_err *e) {
     if (!why) why = cudaSetDevice(index);
     if (!why) why = cudaMemGetInfo(&g->free_at_first, &all);
     g->c.device.free_bytes = g->free_at_first;
-    if (!why) why = cudaFuncGetAttributes(&ours, adam_kernel);
+    if (!why) why = cudaFuncGetAttributes(&ours, adam_kernel<MA_F32, false>);
     if (why == cudaErrorNoKernelImageForDevice || why == cudaErrorInvalidDeviceFunction) return foreign(index, e);
     if (!why) why = cudaStreamCreateWithFlags(&g->c.stream, cudaStreamNonBlocking);
     return why ? ma_fail(e, MA_DEVICE, "cuda:%d: %s", index, cudaGetErrorString(why)) : 0;

@@ -1,6 +1,7 @@
 /* gpu: what the CUDA half takes for the work of the published sizes, beside its physical floor: operations over the rate
  * of this card's matrix units and bytes over its memory bandwidth, both measured first. Random weights.
- *     build/tests/bench/gpu [SECTION…]      sections: limits attention conv linear videomae raft subspace cogvideox train
+ *     build/tests/bench/gpu [SECTION…]      sections: limits attention conv linear videomae raft subspace cogvideox
+ *                                           optimiser train
  * PROFILE=1: and what each op took. One line a figure: name, median ms of the runs (min, max), rate, the floor in ms, time over floor.
  * Memory: the arenas. Forward passes stand there twice: op by op, and launched as one (ma_replay).
  */
@@ -314,17 +315,17 @@ static void run_subspace(bench *b, void *with) {
     if (ma_optim_step(n->optim, &norm, &e)) ma_fail(ma_ctx_err(b->c), e.reason, "%s", e.text);
 }
 
-static ma_optim *adam_for(bench *b, ma_params *p) {
-    const ma_optim_opts o = {.lr = 1e-6, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.01};
+static ma_optim *adam_for(bench *b, ma_params *p, ma_optim_state state) {
+    const ma_optim_opts o = {.lr = 1e-6, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .decay = 0.01, .state = state};
     return ma_optim_new(b->c, (ma_params *[]){p}, 1, &o);
 }
 
 static void subspace(bench *b) {
-    const motion_size size = {768, 256, 64, {23, 128, 192}};
+    const motion_size size = {.in = 768, .hidden = 256, .out = 64, .flow = {23, 128, 192}};
     fresh(b, MA_BF16);
     net n = {.params = ma_params_new(b->c, NULL, true, 1)};
     n.head = motion_make(n.params, &size);
-    n.optim = adam_for(b, n.params);
+    n.optim = adam_for(b, n.params, MA_STATE_F32);
     n.x = draw(b, MA_BF16, false, MA_SHAPE(32, 24, 10, 15, 768), "x");
     n.y = draw(b, MA_F32, false, MA_SHAPE(32, 23, 128, 192, 2), "y");
     measure(b, "motion subspace, training step, batch 32", run_subspace, &n, 0, 0, 32);
@@ -383,7 +384,7 @@ static void run_step(bench *b, void *with) {
 
 static void train(bench *b) {
     net n = make_2b(b, true, 1);
-    n.optim = adam_for(b, n.params);
+    n.optim = adam_for(b, n.params, MA_STATE_F32);
     n.checkpoint = true;
     const size_t there = b->dev->free_bytes;
     ma_device_limit(b->dev, (size_t)36 << 30);
@@ -392,7 +393,7 @@ static void train(bench *b) {
     b->dev->free_bytes = there;
     free_2b(&n);
     n = make_2b(b, true, 1);
-    n.optim = adam_for(b, n.params);
+    n.optim = adam_for(b, n.params, MA_STATE_F32);
     n.checkpoint = true;
     measure(b, "CogVideoX-2B training step, batch 1, checkpointing", run_step, &n, 3 * flop_2b, 0, 0);
     n.checkpoint = false;
@@ -400,12 +401,36 @@ static void train(bench *b) {
     free_2b(&n);
 }
 
+static void run_optimiser(bench *b, void *with) {
+    const net *n = with;
+    ma_err e = {0};
+    double norm;
+    if (ma_optim_step(n->optim, &norm, &e)) ma_fail(ma_ctx_err(b->c), e.reason, "%s", e.text);
+}
+
+/* Bytes a parameter: its gradient is cleared, summed and read, 12; its storage written, 2; its state there and back. */
+static void optimiser(bench *b) {
+    static const struct {
+        ma_optim_state state;
+        const char *name;
+        int bytes; /* on the device */
+    } states[] = {{MA_STATE_F32, "f32", 38}, {MA_STATE_BF16, "bf16", 30}, {MA_STATE_HOST, "on the host", 14}};
+    for (size_t k = 0; k < sizeof states / sizeof *states; k++) {
+        net n = make_2b(b, true, 1);
+        char name[80];
+        n.optim = adam_for(b, n.params, states[k].state);
+        snprintf(name, sizeof name, "CogVideoX-2B optimiser step, state %s", states[k].name);
+        measure(b, name, run_optimiser, &n, 0, (double)ma_params_count(n.params) * states[k].bytes, 0);
+        free_2b(&n);
+    }
+}
+
 int main(int argc, char **argv) {
     static const struct {
         const char *name;
         void (*run)(bench *);
     } sections[] = {{"attention", attention}, {"conv", conv}, {"linear", linear}, {"videomae", video}, {"raft", flow},
-                    {"subspace", subspace}, {"cogvideox", cogvideo}, {"train", train}};
+                    {"subspace", subspace}, {"cogvideox", cogvideo}, {"optimiser", optimiser}, {"train", train}};
     ma_err e = {0};
     char note[160];
     bench b = {.dev = ma_device_open("cuda", false, note, &e)};

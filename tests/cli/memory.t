@@ -17,6 +17,10 @@ subspace() {
     "$O/ma-subspace" train --hidden 512 --steps 2 "$@" "$dir/train.tar.zst"
 }
 
+state_in() { # FILE
+    sed -nE 's/.*optimiser ([0-9.]+),.*/\1/p' "$1"
+}
+
 for tool in align subspace; do
     for with in "--memory 700M --batch 8" "--memory 1G --batch 4"; do
         run 0 $tool $with --dry-run -o "$dir/plan.safetensors" && plan=$(in_all "$dir/out")
@@ -38,4 +42,8 @@ for tool in align subspace; do
 done
 run 1 align --memory 8M --batch 8 --recompute off -o "$dir/less" && says "give --recompute on"
 ok "without recomputing, that is what helps first"
+says "or --optimizer-state bf16 or host" && run 0 align --dry-run -o "$dir/less" && f32=$(state_in "$dir/out") &&
+    run 0 align --dry-run --optimizer-state bf16 -o "$dir/less" && bf16=$(state_in "$dir/out") &&
+    awk "BEGIN { exit !($f32 > 0 && $bf16 > 0.49 * $f32 && $bf16 < 0.52 * $f32) }"
+ok "the optimiser's state in bf16 is half of it: $bf16 of $f32 MB"
 finish

@@ -89,6 +89,12 @@ ranks 2 align sharded --steps 8 --batch 2 --shard-optimizer && near "$dir/align-
     cmp "$dir/align-2/$transformer" "$dir/sharded/$transformer" 2> "$dir/err" &&
     cmp "$dir/align-2/step-000008/optimiser.safetensors" "$dir/sharded/step-000008/optimiser.safetensors" 2> "$dir/err"
 ok "--shard-optimizer: the same bits, and one file of the whole state"
+ranks 2 align light --steps 8 --batch 2 --optimizer-state bf16 &&
+    ranks 2 align light-sharded --steps 8 --batch 2 --optimizer-state bf16 --shard-optimizer &&
+    cmp "$dir/light/$transformer" "$dir/light-sharded/$transformer" 2> "$dir/err" &&
+    cmp "$dir/light/step-000008/optimiser.safetensors" "$dir/light-sharded/step-000008/optimiser.safetensors" 2> "$dir/err" &&
+    ! cmp -s "$dir/light/$transformer" "$dir/align-2/$transformer"
+ok "also with the state in bf16"
 ranks 2 align gathered --steps 8 --batch 1 --accumulate 2 && near "$dir/align-1/log.jsonl" "$dir/gathered/log.jsonl" 1e-5
 ok "two ranks, two passes a step"
 
@@ -180,6 +186,10 @@ piped() {
 start 2 piped
 ended 2 "2 2" && says "name shards, not a pipe"
 ok "a pipe has one end"
+(as= && export SLURM_NTASKS=2 SLURM_PROCID=0 && run 0 align batch --steps 1) && says "alone, though Slurm has room for 2 tasks"
+ok "in a batch script of Slurm, without srun"
+(as= && export SLURM_NTASKS=2 SLURM_STEP_NUM_TASKS=2 SLURM_PROCID=2 && run 2 align beyond) && says "SLURM_PROCID=2 of SLURM_STEP_NUM_TASKS=2"
+ok "with srun"
 (as= && export MA_RANK=2 MA_RANKS=2 && run 2 align beyond) && says "MA_RANK=2 of MA_RANKS=2"
 ok "a rank beyond the last"
 

@@ -73,6 +73,21 @@ for tool in subspace align; do
     run 0 $tool $tool-seed --steps 10 --save-every 5 --keep 2 --seed 4 && ! same "$dir/$whole" "$dir/$tool-seed"
     ok "$tool: another seed, other bits (the comparison can fail)"
 
+    # the optimiser's state in bf16
+    light=$tool-light
+    run 0 $tool $light --steps 10 --save-every 5 --keep 2 --optimizer-state bf16 && ! same "$dir/$whole" "$dir/$light" &&
+        cp -r "$dir/$light" "$dir/$light-lost" && rm -r "$(state_of $tool $light-lost)/step-000010" &&
+        run 0 $tool $light-lost --steps 10 --save-every 5 --keep 2 --optimizer-state bf16 --resume && same "$dir/$light" "$dir/$light-lost"
+    ok "$tool: --optimizer-state bf16: other bits, and 5 + resume + 5 are the same"
+    rm -r "$(state_of $tool $light-lost)/step-000010"
+    run 2 $tool $light-lost --steps 10 --resume && says "optimizer-state was bf16, is f32"
+    ok "$tool: another state is an error"
+    run 0 $tool $light-lost --steps 10 --resume-anyway && ! same "$dir/$light" "$dir/$light-lost"
+    ok "$tool: --resume-anyway: converted"
+    rm -r "$(state_of $tool $again)/step-000010"
+    run 0 $tool $again --steps 10 --save-every 5 --keep 2 --optimizer-state host --resume && same "$dir/$whole" "$dir/$again"
+    ok "$tool: --optimizer-state host goes on with f32"
+
     run 1 $tool $tool-nowhere --steps 10 --resume && says "has no checkpoint"
     ok "$tool: --resume without a checkpoint is an error"
     run 1 $tool $half --steps 10 && says "step 10 of an earlier run"

@@ -62,11 +62,11 @@ as_planned() { # MB MB: within 5 %
     awk -v a="$1" -v b="$2" 'BEGIN { print "# " a " MB planned, " b " MB taken"; exit !(a > 0 && b > 0 && a < 1.05 * b && b < 1.05 * a) }'
 }
 
-# A base model small enough for a step in milliseconds: $dir/tiny, the demo's with other sizes, for pixel=4.
+# A base model small enough for a step in milliseconds: $dir/tiny, tests/base with other sizes, for pixel=4.
 tiny_base() {
     set_number() { sed -i -E "s/(\"$2\": *)[0-9]+/\1$3/" "$dir/tiny/$1/config.json" && grep -q "\"$2\": *$3\b" "$dir/tiny/$1/config.json"; }
     local t=transformer
-    cp -r pipelines/toy/base "$dir/tiny" && set_number $t num_attention_heads 2 && set_number $t attention_head_dim 16 &&
+    cp -r tests/base "$dir/tiny" && set_number $t num_attention_heads 2 && set_number $t attention_head_dim 16 &&
         set_number $t num_layers 2 && set_number $t time_embed_dim 32 && set_number $t text_embed_dim 24 &&
         set_number $t in_channels 48 && set_number $t out_channels 48 && set_number $t patch_size 2 && set_number vae patch_size 4
 }

@@ -6,7 +6,7 @@
  * Tolerances are relative norms: 1e-5 in fp32 (sums in another order); in 16 bits what rounding inputs and outputs once
  * costs: 2^-8 for bf16, 2^-11 for fp16, with room for an intermediate that is rounded too, and twice that where there are
  * so few numbers that their roundings do not average. The CPU works on the same rounded inputs. What was saved for the
- * backward pass, attention's log-sums say, is seen in the gradients.
+ * backward pass, attention's log-sums say, is seen in the gradients. At last the optimiser, in each of its states.
  */
 #include "../op/cases.h"
 
@@ -285,6 +285,66 @@ static const op_case large[] = {
     {"matmul, 1x2400x2400x256", .op = MA_OP_MATMUL, .run = run_matmul, .in = {{1, 2400, 256}, {1, 2400, 256}}, .f = {0.0625}},
 };
 
+/* ---- the optimiser ---- */
+
+enum { NUMBERS = 50000, FIRST = 32771 }; /* of two parameters; of the first, so that the second is not aligned */
+
+typedef struct updated {
+    float p[NUMBERS], m[NUMBERS], v[NUMBERS];
+    uint16_t data[NUMBERS];
+} updated;
+
+/* Two steps from the same numbers. Gradients have few bits, so that with betas of 1/2 the moments are exact. */
+static bool run_adam(ma_device *d, ma_adam how, updated *r) {
+    static float raw[NUMBERS];
+    const size_t bytes = sizeof raw, state = NUMBERS * ma_type_size(how.state);
+    void *(*take)(ma_device *, size_t) = how.far ? d->alloc_host : d->alloc;
+    void (*drop)(ma_device *, void *) = how.far ? d->release_host : d->release;
+    float *p = take(d, bytes), *grad = d->alloc(d, bytes);
+    char *m = take(d, state), *v = take(d, state);
+    uint16_t *data = d->alloc(d, sizeof r->data);
+    ma_slot slots[2];
+    for (int k = 0; k < 2; k++) {
+        const int64_t at = k * FIRST, byte = at * (int64_t)ma_type_size(how.state), n = k ? NUMBERS - FIRST : FIRST;
+        slots[k] = (ma_slot){data + at, MA_BF16, p + at, grad + at, m + byte, v + byte, n, k, 0.1};
+    }
+    for (int k = 0; k < NUMBERS; k++) raw[k] = (float)(k % 1999 - 999) / 512;
+    bool good =
+        p && grad && m && v && data && !d->put(d, p, raw, bytes) && !d->zero(d, m, state) && !d->zero(d, v, state);
+    for (how.step = 1; how.step <= 2 && good; how.step++) {
+        for (int k = 0; k < NUMBERS; k++) raw[k] = (float)((k + how.step) * 37 % 4095 - 2047) / 1024;
+        good = !d->put(d, grad, raw, bytes) && !d->adam(d, slots, 2, &how);
+    }
+    good = good && !d->get(d, r->p, p, bytes) && !d->get(d, r->data, data, sizeof r->data) && !d->get(d, raw, m, state);
+    if (good) ma_to_f32(r->m, raw, how.state, NUMBERS);
+    good = good && !d->get(d, raw, v, state);
+    if (good) ma_to_f32(r->v, raw, how.state, NUMBERS);
+    drop(d, p), drop(d, m), drop(d, v), d->release(d, grad), d->release(d, data);
+    return good;
+}
+
+static void check_adam(ma_device *cpu, ma_device *gpu) {
+    static updated want, got;
+    ma_adam how = {.lr = 1e-2, .beta1 = 0.5, .beta2 = 0.5, .eps = 1e-8, .clip = 1};
+    for (int k = 0; k < 2; k++) {
+        how.state = k ? MA_BF16 : MA_F32;
+        const char *name = ma_type_name(how.state);
+        ok(run_adam(cpu, how, &want) && run_adam(gpu, how, &got), "optimiser's state in %s: %s", name, gpu->failure);
+        ok(!memcmp(want.m, got.m, sizeof want.m) && !memcmp(want.v, got.v, sizeof want.v), "%s: moments, bit for bit",
+           name);
+        const double error = rel_error(got.p, want.p, NUMBERS);
+        bool stored = true;
+        for (int j = 0; j < NUMBERS; j++) stored = stored && got.data[j] == ma_f32_to_bf16(got.p[j]);
+        ok(error < 1e-6 && stored, "%s: parameters %.1e", name, error);
+    }
+    how = (ma_adam){.lr = 1e-2, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip = 0.7};
+    bool good = run_adam(gpu, how, &want);
+    how.far = true;
+    good = good && run_adam(gpu, how, &got);
+    ok(good && !memcmp(&want, &got, sizeof want), "state on the host: the same bits%s%s", good ? "" : ": ",
+       good ? "" : gpu->failure);
+}
+
 int main(int argc, char **argv) {
     const bool small = argc > 1 && !strcmp(argv[1], "small"); /* under compute-sanitizer: fp32 on odd shapes, our own kernels nearly all */
     const int nkinds = small ? 1 : KINDS;
@@ -299,6 +359,7 @@ int main(int argc, char **argv) {
     for (int kind = 0; kind < nkinds; kind++) gpu[kind] = (side){dev, kinds[kind].type, NULL};
     for (int k = 0; k < CASES; k++) check(&cases[k], &cpu, gpu, nkinds);
     for (size_t k = 0; k < (small ? 0 : sizeof large / sizeof *large); k++) check(&large[k], &cpu, gpu, nkinds);
+    check_adam(cpu.dev, dev);
     printf("# seconds: drawing %.1f, CPU %.1f, GPU %.1f\n", seconds[0], seconds[1], seconds[2]);
     for (int kind = 0; kind < nkinds; kind++) ma_ctx_free(gpu[kind].c);
     ma_ctx_free(cpu.c);

@@ -1,5 +1,6 @@
-/* The CPU device beside its kernels: AdamW, Σ grad², casts, memory, the plan. */
+/* The CPU device beside its kernels: AdamW, also with a state in bf16, Σ grad², casts, memory, the plan. */
 #include "../../common/tensor.h"
+#include "../../kernels/dither.h"
 #include "../tap.h"
 
 #include <omp.h>
@@ -54,6 +55,74 @@ static void check_adam(ma_device *dev) {
     ma_release(x);
     ma_release(want);
     ma_release(half);
+}
+
+/* Parameters with a state in bf16, m and v zero at first. */
+typedef struct light {
+    float p[N], grad[N];
+    uint16_t m[N], v[N];
+} light;
+
+static void step_light(ma_device *dev, light *x, ma_adam o, int64_t number) {
+    ma_slot s = {.data = x->p, .type = MA_F32, .grad = x->grad, .m = x->m, .v = x->v, .count = N, .number = number};
+    o.state = MA_BF16;
+    o.lr = 1e-2;
+    o.eps = 1e-8;
+    o.clip = 1;
+    dev->adam(dev, &s, 1, &o);
+}
+
+static double mean_of(const uint16_t *x) {
+    double sum = 0;
+    for (int k = 0; k < N; k++) sum += ma_bf16_to_f32(x[k]);
+    return sum / N;
+}
+
+/* Of N draws between two neighbours `gap` apart the mean is 5 deviations off once in a million times. */
+static bool near_mean(const uint16_t *x, double want, double gap) {
+    return fabs(mean_of(x) - want) < 5 * gap / 2 / sqrt(N);
+}
+
+static void check_state(ma_device *dev) {
+    static light a, b;
+    ma_adam o = {.beta1 = 0.5, .beta2 = 0.5, .step = 1};
+    const float g = 2.00390625f; /* m is 1 + 2^-9, v is 2 + 2^-7 + 2^-17: a quarter and a half from one neighbour */
+    bool neighbours = true, repeats = false;
+    int both = 0; /* went up */
+    for (int k = 0; k < N; k++) a.grad[k] = b.grad[k] = g;
+    omp_set_num_threads(1);
+    step_light(dev, &a, o, 7);
+    omp_set_num_threads(3);
+    step_light(dev, &b, o, 7);
+    ok(!memcmp(&a, &b, sizeof a), "state in bf16: the same bits on 1 and 3 threads");
+    for (int k = 0; k < N; k++) {
+        neighbours = neighbours && (a.m[k] == 0x3f80 || a.m[k] == 0x3f81) && (a.v[k] == 0x4000 || a.v[k] == 0x4001);
+        both += a.m[k] == 0x3f81 && a.v[k] == 0x4001;
+    }
+    for (int n = 1024; n < N / 2; n *= 2) repeats = repeats || !memcmp(a.m, a.m + n, (size_t)n * sizeof *a.m);
+    ok(neighbours && !repeats, "state in bf16: each element rounded to one of its neighbours");
+    ok(fabs(both - N / 8.0) < 5 * sqrt(N * 7 / 64.0), "state in bf16: m and v each by themselves (%d)", both);
+    ok(near_mean(a.m, g / 2, 0x1p-7) && near_mean(a.v, g * g / 2, 0x1p-6),
+       "state in bf16: right in the mean (%.6f, %.6f)", mean_of(a.m), mean_of(a.v));
+    ok(a.p[0] == a.p[N - 1] && fabs(a.p[0] + 1e-2) < 1e-6, "state in bf16: the step is made before it is rounded");
+
+    memset(b.m, 0, sizeof b.m), memset(b.v, 0, sizeof b.v);
+    step_light(dev, &b, o, 8);
+    ok(memcmp(a.m, b.m, sizeof a.m), "state in bf16: another parameter, other bits");
+    memset(b.m, 0, sizeof b.m), memset(b.v, 0, sizeof b.v);
+    o.step = 2;
+    step_light(dev, &b, o, 7);
+    ok(memcmp(a.m, b.m, sizeof a.m), "state in bf16: another step, other bits");
+
+    memset(a.grad, 0, sizeof a.grad);
+    for (int k = 0; k < N; k++) a.v[k] = 0x3f80;
+    for (o.step = 1, o.beta2 = 0.999; o.step <= 100; o.step++) step_light(dev, &a, o, 7);
+    ok(fabs(mean_of(a.v) / pow(0.999, 100) - 1) < 1e-3, "state in bf16: with beta2 0.999 v comes down (%.4f)",
+       mean_of(a.v));
+    const float odd[] = {NAN, INFINITY, -INFINITY, 0, -0.0f, 1};
+    bool kept = isnan(ma_dither_bf16(odd[0], 0xffff));
+    for (int k = 1; k < 6; k++) kept = kept && ma_dither_bf16(odd[k], 0xffff) == odd[k];
+    ok(kept, "state in bf16: what it holds stays, NaN and infinity too");
 }
 
 static void check_squares(ma_device *dev) {
@@ -115,6 +184,7 @@ int main(void) {
     char note[160];
     ma_device *dev = ma_device_open("cpu", false, note, &e);
     check_adam(dev);
+    check_state(dev);
     check_squares(dev);
     check_memory(dev);
     check_plan();

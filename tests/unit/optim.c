@@ -1,4 +1,5 @@
-/* optim: AdamW against torch (tests/golden/optim.py); the schedule; what a NaN does; resuming bit for bit. */
+/* optim: AdamW against torch (tests/golden/optim.py); the schedule; what a NaN does; resuming bit for bit; where the
+ * state is, and of which type. */
 #include "../tap.h"
 #include "../weights/temp.h"
 #include "../../common/optim.h"
@@ -137,24 +138,24 @@ static void not_finite(void) {
     net_free(&n);
 }
 
-static void resume(void) {
+static void resume(ma_optim_opts opts) {
     const char *state = temp_path("optim.safetensors"), *one = temp_path("one.safetensors"),
                *two = temp_path("two.safetensors");
     float want[68], got[68];
     ma_err e = {0};
-    net n = net_new(OPTS);
+    net n = net_new(opts);
     run(&n, 10, NULL);
     values_of(&n, want);
     net_free(&n);
 
-    n = net_new(OPTS);
+    n = net_new(opts);
     run(&n, 5, NULL);
     ok(!ma_optim_save(n.optim, state, &e) && !ma_params_save(n.sets[0], one, MA_F32, 0, NULL, &e) &&
            !ma_params_save(n.sets[1], two, MA_F32, 0, NULL, &e),
        "saved after 5 steps %s", e.text);
     net_free(&n);
 
-    n = net_new(OPTS);
+    n = net_new(opts);
     run(&n, 1, NULL); /* something else than the start */
     ma_weights *a = ma_weights_open(one, &e), *b = ma_weights_open(two, &e);
     ok(a && b && !ma_params_load(n.sets[0], a, &e) && !ma_params_load(n.sets[1], b, &e) &&
@@ -169,6 +170,132 @@ static void resume(void) {
     net_free(&n);
     ma_weights_close(a);
     ma_weights_close(b);
+}
+
+/* Of a leaf of 2^20 numbers. */
+static size_t state_bytes(ma_optim_state state) {
+    const ma_optim_opts opts = {.lr = 1, .state = state};
+    ma_ctx *c = ma_ctx_new(device, NULL);
+    ma_params *p = ma_params_new(c, NULL, true, 1);
+    ma_param(p, MA_PLAIN, MA_INIT_ZERO, MA_SHAPE(1024, 1024), "x");
+    ma_optim *o = ma_optim_new(c, &p, 1, &opts);
+    const size_t bytes = ma_ctx_memory(c).optimiser;
+    ma_optim_free(o);
+    ma_params_free(p);
+    ma_ctx_free(c);
+    return bytes;
+}
+
+/* Two leaves that are alike stay so, but for the rounding of what is kept of them. */
+static bool apart(ma_optim_state state) {
+    enum { SIZE = 1024 };
+    const ma_optim_opts opts = {.lr = 0.1, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .state = state};
+    float g[SIZE], x[2][SIZE];
+    double norm;
+    ma_ctx *c = ma_ctx_new(device, NULL);
+    ma_params *p = ma_params_new(c, NULL, true, 1);
+    ma_tensor *t[2];
+    for (int k = 0; k < 2; k++) t[k] = ma_param(p, MA_PLAIN, MA_INIT_ZERO, MA_SHAPE(SIZE), "x%d", k);
+    ma_optim *o = ma_optim_new(c, &p, 1, &opts);
+    for (int step = 0; step < 2; step++) {
+        for (int i = 0; i < SIZE; i++) g[i] = gradient(1, i, step);
+        for (int k = 0; k < 2; k++) ma_put(c, t[k]->grad, g);
+        ma_optim_step(o, &norm, NULL);
+    }
+    for (int k = 0; k < 2; k++) ma_get(c, t[k], x[k]);
+    ma_optim_free(o);
+    ma_params_free(p);
+    ma_ctx_free(c);
+    return memcmp(x[0], x[1], sizeof g) != 0;
+}
+
+/* Half the memory, about the same result; saved as it is; an fp32 state that is loaded is rounded. */
+static void light_state(void) {
+    ma_optim_opts light = OPTS;
+    light.state = MA_STATE_BF16;
+    const char *state = temp_path("light.safetensors");
+    float want[68], got[68], m[48], v[48];
+    ma_err e = {0};
+    net plain = net_new(OPTS), n = net_new(light);
+    ok(state_bytes(MA_STATE_F32) == 8 << 20 && state_bytes(MA_STATE_BF16) == 4 << 20, "bf16: half the memory");
+    ok(apart(MA_STATE_BF16) && !apart(MA_STATE_F32), "each parameter is rounded by itself");
+    run(&plain, 20, NULL);
+    run(&n, 20, NULL);
+    values_of(&plain, want);
+    values_of(&n, got);
+    double error = rel_error(got, want, 68);
+    ok(error > 0 && error < 2e-2, "a state in bf16 goes about where one in f32 goes: %.1e", error);
+
+    ma_weights *w = NULL;
+    const ma_entry *entry = NULL;
+    ok(!ma_optim_save(n.optim, state, &e) && (w = ma_weights_open(state, &e)) &&
+           (entry = ma_weights_find(w, "v.conv")) && entry->type == MA_BF16,
+       "it is saved as it is %s", e.text);
+    ma_weights_close(w);
+    ok(!ma_optim_load(plain.optim, state, &e) && !ma_optim_save(plain.optim, state, &e) &&
+           (w = ma_weights_open(state, &e)) && (entry = ma_weights_find(w, "v.conv")) && entry->type == MA_F32 &&
+           !ma_entry_read(entry, v, &e),
+       "and loaded where f32 is kept %s", e.text);
+    ma_weights_close(w);
+    run(&plain, 1, NULL);
+    ok(!ma_optim_save(plain.optim, state, &e) && !ma_optim_load(n.optim, state, &e) &&
+           !ma_optim_save(n.optim, state, &e) && (w = ma_weights_open(state, &e)) &&
+           !ma_entry_read(ma_weights_find(w, "v.conv"), m, &e),
+       "and the other way %s", e.text);
+    error = rel_error(m, v, 48);
+    ok(error > 1e-3 && error < 0.2, "a step apart: %.1e", error);
+    ma_weights_close(w);
+    net_free(&plain);
+    net_free(&n);
+}
+
+static size_t host_blocks;
+
+static void *take_host(ma_device *d, size_t size) {
+    host_blocks++;
+    return d->alloc(d, size);
+}
+
+static void release_host(ma_device *d, void *p) {
+    host_blocks--;
+    d->release(d, p);
+}
+
+/* A device beside the host: here they are one, but what is taken is counted. */
+static void far_state(void) {
+    ma_device *own = device, beside = *device, dry = *device;
+    ma_optim_opts far = OPTS;
+    float want[68], got[68];
+    far.state = MA_STATE_HOST;
+    net plain = net_new(OPTS), same = net_new(far);
+    run(&plain, 20, NULL);
+    run(&same, 20, NULL);
+    values_of(&plain, want);
+    values_of(&same, got);
+    ok(!memcmp(want, got, sizeof want) && !ma_ctx_memory(same.ctx).host && ma_ctx_memory(same.ctx).optimiser == 6 * 256,
+       "where the device is the host, host is f32");
+    net_free(&same);
+    net_free(&plain);
+
+    beside.alloc_host = dry.alloc_host = take_host;
+    beside.release_host = dry.release_host = release_host;
+    device = &beside;
+    net n = net_new(far);
+    ok(host_blocks == 1 && !ma_ctx_memory(n.ctx).optimiser && ma_ctx_memory(n.ctx).host == 6 * 256,
+       "else none of the state is the device's");
+    run(&n, 20, NULL);
+    values_of(&n, got);
+    ok(!memcmp(want, got, sizeof want), "with the same bits");
+    net_free(&n);
+    ok(!host_blocks, "and given back");
+
+    dry.plan = true;
+    device = &dry;
+    n = net_new(far);
+    ok(!ma_failed(n.ctx) && ma_ctx_memory(n.ctx).host == 6 * 256 && !ma_ctx_memory(n.ctx).optimiser,
+       "a plan counts alike");
+    net_free(&n);
+    device = own;
 }
 
 /* 16-bit storage has an fp32 master: what is too small for the storage adds up there. */
@@ -209,7 +336,12 @@ int main(void) {
     against_torch();
     schedule();
     not_finite();
-    resume();
+    resume(OPTS);
+    ma_optim_opts light = OPTS;
+    light.state = MA_STATE_BF16;
+    resume(light);
+    light_state();
+    far_state();
     master();
     ma_device_close(device);
     return tap_done();

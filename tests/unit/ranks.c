@@ -103,6 +103,32 @@ static int alone(int rank) {
     return !r && e.reason == MA_TIMEOUT && strstr(e.text, "in vain for: 1") ? 7 : 2;
 }
 
+/* What Slurm sets in each place, of a job of 4 tasks. */
+static void slurm(void) {
+    static const struct {
+        const char *place, *task, *started; /* SLURM_PROCID, SLURM_STEP_NUM_TASKS */
+        int rank, count;
+    } places[] = {{"a batch script", "0", NULL, 0, 1},
+                  {"salloc's shell here", NULL, NULL, 0, 1},
+                  {"salloc's shell there, a step of its own", "0", "1", 0, 1},
+                  {"srun", "2", "4", 2, 4}};
+    int rank, count, local;
+    ma_err e = {0};
+    setenv("SLURM_NTASKS", "4", 1);
+    for (size_t k = 0; k < sizeof places / sizeof *places; k++) {
+        unsetenv("SLURM_PROCID"), unsetenv("SLURM_STEP_NUM_TASKS");
+        if (places[k].task) setenv("SLURM_PROCID", places[k].task, 1);
+        if (places[k].started) setenv("SLURM_STEP_NUM_TASKS", places[k].started, 1);
+        const bool good = !ma_ranks_environment(&rank, &count, &local, &e);
+        ok(good && rank == places[k].rank && count == places[k].count && ma_ranks_allotted() == 4,
+           "Slurm: %s: rank %d of %d", places[k].place, rank, count);
+    }
+    setenv("OMPI_COMM_WORLD_RANK", "0", 1), setenv("OMPI_COMM_WORLD_SIZE", "1", 1);
+    ok(!ma_ranks_environment(&rank, &count, &local, &e) && count == 1 && !ma_ranks_allotted(),
+       "mpirun of one process is meant so");
+    unsetenv("OMPI_COMM_WORLD_RANK"), unsetenv("SLURM_PROCID"), unsetenv("SLURM_NTASKS");
+}
+
 int main(void) {
     ma_err e = {0};
     int rank, count, local;
@@ -120,6 +146,7 @@ int main(void) {
     setenv("MA_RANK", "8", 1), setenv("MA_RANKS", "8", 1);
     ok(ma_ranks_environment(&rank, &count, &local, &e) && e.reason == MA_USAGE, "a rank beyond the count: %s", e.text);
     unsetenv("MA_RANK"), unsetenv("OMPI_COMM_WORLD_RANK"), unsetenv("PMI_RANK"), unsetenv("SLURM_PROCID");
+    slurm();
     ma_ranks *r = ma_ranks_open(NULL, 1, NULL);
     double x = 2;
     ok(r && ma_ranks_count(r) == 1 && !ma_ranks_sum_f64(r, &x, 1, NULL) && x == 2, "one rank needs nobody");
