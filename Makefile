@@ -47,7 +47,7 @@ CFLAGS  ?= -g
 # gcc 12.1 and 12.2 (Debian 12's) store wide constants such as {1,1,1,0,0,0,0,0} as eight ones where AVX-512 is there;
 # kept to 16 bytes a store they do not.
 SAFE    := $(shell $(CC) -mmove-max=128 -mstore-max=128 -E -x c /dev/null >/dev/null 2>&1 && echo -mmove-max=128 -mstore-max=128)
-ALL_CFLAGS := -std=c17 -D_GNU_SOURCE $(OPT) -march=$(MARCH) $(SAFE) -fno-math-errno -fopenmp $(WARN) $(CFLAGS) \
+ALL_CFLAGS := -std=c17 -D_GNU_SOURCE $(OPT) -march=$(MARCH) $(SAFE) -fno-math-errno -ffp-contract=off -fopenmp $(WARN) $(CFLAGS) \
              $(shell pkg-config --cflags $(PKGS))
 # The one C++ file, around a library that is C++. vptr checks would need the C++ compiler to link.
 CXX_FLAGS  := $(patsubst -std=%,-std=c++17,$(ALL_CFLAGS)) $(if $(SAN),-fno-sanitize=vptr)
@@ -137,10 +137,11 @@ install: all
 	install -m 755 $(TOOLS) $(DESTDIR)$(PREFIX)/bin
 	install -m 644 $(wildcard man/*.1) $(DESTDIR)$(PREFIX)/share/man/man1
 	install -m 644 $(wildcard man/*.5) $(DESTDIR)$(PREFIX)/share/man/man5
-	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/ma-tools/,presets slurm)
+	install -d $(addprefix $(DESTDIR)$(PREFIX)/share/ma-tools/,presets slurm toy/weights)
 	install -m 644 $(wildcard pipelines/*.mk pipelines/*.sh) $(DESTDIR)$(PREFIX)/share/ma-tools
 	install -m 755 pipelines/plot-log $(DESTDIR)$(PREFIX)/share/ma-tools
 	install -m 644 $(wildcard pipelines/presets/*) $(DESTDIR)$(PREFIX)/share/ma-tools/presets
+	install -m 644 $(wildcard pipelines/toy/weights/*.safetensors) $(DESTDIR)$(PREFIX)/share/ma-tools/toy/weights
 	install -m 755 pipelines/slurm/stage1 pipelines/slurm/stage1.sbatch $(DESTDIR)$(PREFIX)/share/ma-tools/slurm
 	$(if $(CUDA_LIBRARY),install -d $(DESTDIR)$(PREFIX)/lib/ma-tools && install -m 755 $(CUDA_LIBRARY) $(DESTDIR)$(PREFIX)/lib/ma-tools)
 

@@ -43,7 +43,7 @@ static int options(const ma_cli *cli, ma_common *c, ma_opt table[NOPTS + 1]) {
          INFINITY},
         {"threads", 'j', MA_OPT_INT, &c->threads, "N", "CPU threads; 0 is all (default 0)", 0, 4096},
         {"seed", 0, MA_OPT_INT, &c->seed, "N", "seed of all random numbers (default 0)", 0, INFINITY},
-        {"level", 'z', MA_OPT_INT, &c->level, "N", "zstd level of the output; 0 is plain tar (default 1)", 0, 22},
+        {"level", 'z', MA_OPT_INT, &c->level, "N", "zstd level of the output; 0 is plain tar (default 1)", -7, 22},
         {"max-bad", 0, MA_OPT_INT, &c->max_bad, "N", "stop after more than N bad samples (default no limit)", 0,
          INFINITY},
         {"strict", 0, MA_OPT_FLAG, &c->strict, NULL, "stop at the first bad sample, as --max-bad 0", 0, 0},

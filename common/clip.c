@@ -23,7 +23,12 @@ const ma_member *ma_clip_member(const ma_sample *s) {
 int ma_clip_decode(const ma_sample *s, const ma_clip_args *a, ma_clip *out, ma_err *e) {
     const ma_member *m = ma_clip_member(s);
     if (!m) return ma_fail(e, MA_MISSING, "%s: no video: none of mp4, mkv, webm, mov, avi", s->key);
-    ma_clip_opts o = {.size = a->size, .start = a->start, .fit = (ma_fit)a->fit, .when_short = (ma_short)a->when_short};
+    ma_clip_opts o = {.size = a->size,
+                      .start = a->start,
+                      .fit = (ma_fit)a->fit,
+                      .when_short = (ma_short)a->when_short,
+                      .first = a->first,
+                      .every = a->every};
     char *name = ma_format("%s.%s", s->key, m->ext);
     int rc = ma_video_read(m->data, m->size, name ? name : s->key, &o, out, e);
     free(name);

@@ -11,7 +11,8 @@
 typedef struct ma_clip_args {
     ma_clip_size size;
     double start;
-    int fit, when_short; /* ma_fit, ma_short */
+    int fit, when_short;  /* ma_fit, ma_short */
+    int64_t first, every; /* no options: which frames are looked at, as in ma_clip_opts */
 } ma_clip_args;
 
 /* clang-format off */

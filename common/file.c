@@ -2,12 +2,14 @@
  *
  * Traps minded:
  * - rename() over /dev/null would replace the device: only regular files are written by way of a temporary one;
+ * - the source tree is found from the working folder too, since a build folder may lie elsewhere;
  * - the sweep may run in a signal handler that interrupted the holder of its lock: it gives up rather than wait.
  */
 #include "file.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -272,4 +274,30 @@ int ma_make_dirs(const char *path, ma_err *e) {
     }
     free(p);
     return rc;
+}
+
+/* Files that come with the tools */
+
+/* The folder that the program lies in, with a slash at its end; "" if that is not known. */
+static void program_folder(char out[PATH_MAX]) {
+    ssize_t n = readlink("/proc/self/exe", out, PATH_MAX - 1);
+    out[n > 0 ? n : 0] = 0;
+    char *slash = strrchr(out, '/');
+    out[slash ? slash + 1 - out : 0] = 0;
+}
+
+char *ma_shipped(const char *name, ma_err *e) {
+    static const char *const beside[] = {"../share/ma-tools", "../pipelines"};
+    char folder[PATH_MAX], *path;
+    program_folder(folder);
+    for (size_t k = 0; k < sizeof beside / sizeof *beside; k++) {
+        path = ma_format("%s%s/%s", folder, beside[k], name);
+        if (path && !access(path, R_OK)) return path;
+        free(path);
+    }
+    path = ma_format("pipelines/%s", name);
+    if (path && !access(path, R_OK)) return path;
+    free(path);
+    ma_fail(e, MA_MISSING, "%s: neither in %s%s nor in pipelines", name, folder, beside[0]);
+    return NULL;
 }

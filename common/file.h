@@ -25,6 +25,10 @@ void ma_outfile_sweep(void);                     /* removes every file still bei
 int ma_write_file(const char *path, const void *, size_t, ma_err *);
 /* Adds the whole file to out; one larger than most is an error. */
 int ma_read_file(const char *path, size_t most, ma_buf *out, ma_err *);
+/* A file that comes with the tools, by its name below pipelines/, such as "presets/moalign-2b": looked for in
+ * ../share/ma-tools beside the program's folder, where make install puts it, then in the source tree's pipelines,
+ * beside that folder and in the working one. free() it; NULL and an error that names the places: in none. */
+char *ma_shipped(const char *name, ma_err *);
 int ma_make_dirs(const char *path, ma_err *);             /* like mkdir -p */
 int ma_write_all(int fd, const void *, size_t, ma_err *); /* until all is written; a closed pipe is MA_IO */
 

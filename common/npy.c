@@ -4,6 +4,7 @@
  * dimensions, no objects (they would be pickles), no structures, no complex numbers, no strings.
  * Trap: the length of the data must be exactly what the shape says; too many bytes are as wrong as too few. */
 #include "npy.h"
+#include <stdlib.h>
 #include <string.h>
 
 static const char magic[6] = {'\x93', 'N', 'U', 'M', 'P', 'Y'};
@@ -172,7 +173,8 @@ int ma_npy_read(const void *bytes, size_t size, ma_array *out, const char *name,
     return 0;
 }
 
-int ma_npy_write(const ma_array *a, ma_buf *out, ma_err *e) {
+/* Appends all that stands before the values; -1: nothing was appended. */
+static int write_head(const ma_array *a, ma_buf *out, ma_err *e) {
     const struct dtype *d = dtypes;
     while (d < dtypes + NDTYPES && d->type != a->type) d++;
     if (d == dtypes + NDTYPES) return ma_fail(e, MA_UNSUPPORTED, "npy has no type for %s", ma_type_name(a->type));
@@ -184,13 +186,34 @@ int ma_npy_write(const ma_array *a, ma_buf *out, ma_err *e) {
     bad |= ma_buf_printf(out, "), }");
     size_t pad = 64 - (out->size - begin) % 64; /* 1..64, the newline included */
     bad |= ma_buf_printf(out, "%*s", (int)pad, "\n");
-    if (!bad) bad = ma_array_bytes(a) ? ma_buf_add(out, a->data, ma_array_bytes(a)) : 0;
     if (bad) {
         out->size = begin;
         return ma_fail(e, MA_MEMORY, "out of memory");
     }
-    size_t length = out->size - begin - 10 - ma_array_bytes(a);
+    size_t length = out->size - begin - 10;
     out->data[begin + 8] = (char)(length & 255);
     out->data[begin + 9] = (char)(length >> 8);
+    return 0;
+}
+
+int ma_npy_write(const ma_array *a, ma_buf *out, ma_err *e) {
+    size_t begin = out->size;
+    if (write_head(a, out, e)) return -1;
+    if (!ma_array_bytes(a) || !ma_buf_add(out, a->data, ma_array_bytes(a))) return 0;
+    out->size = begin;
+    return ma_fail(e, MA_MEMORY, "out of memory");
+}
+
+int ma_npy_begin(ma_array *a, ma_buf *out, ma_err *e) {
+    size_t n, size;
+    *out = (ma_buf){0};
+    if (write_head(a, out, e)) return -1;
+    char *data = bytes_of(a, &n) && ma_sum(out->size, n, &size) ? realloc(out->data, size) : NULL;
+    if (!data) {
+        ma_buf_free(out);
+        return ma_fail(e, MA_MEMORY, "out of memory");
+    }
+    a->data = data + out->size;
+    *out = (ma_buf){data, size, size};
     return 0;
 }

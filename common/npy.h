@@ -10,5 +10,8 @@ int ma_npy_read(const void *bytes, size_t size, ma_array *out, const char *name,
 int ma_npy_view(const void *bytes, size_t size, ma_array *out, const char *name, ma_err *);
 /* Appends the array as .npy 1.0, header padded to 64. bf16 has no npy type: refused. */
 int ma_npy_write(const ma_array *, ma_buf *out, ma_err *);
+/* An .npy whose values are still to come, in a buffer of its own: a's type and shape are given, a->data is set to where
+ * in out they go. */
+int ma_npy_begin(ma_array *a, ma_buf *out, ma_err *);
 
 #endif

@@ -1,42 +1,22 @@
-/* preset: see preset.h. Limits: a file of at most 1 MiB. Traps: the source tree is found from the working folder too,
- * since a build folder may lie elsewhere. */
+/* preset: see preset.h. Limits: a file of at most 1 MiB. */
 #include "preset.h"
 #include "file.h"
 
-#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define FILE_MOST ((size_t)1 << 20)
 
-/* The folder that the program lies in, with a slash at its end; "" if that is not known. */
-static void program_folder(char out[PATH_MAX]) {
-    ssize_t n = readlink("/proc/self/exe", out, PATH_MAX - 1);
-    out[n > 0 ? n : 0] = 0;
-    char *slash = strrchr(out, '/');
-    out[slash ? slash + 1 - out : 0] = 0;
-}
-
 static char *find(const char *name, ma_err *e) {
-    static const char *const places[] = {"../share/ma-tools/presets", "../pipelines/presets"};
-    char folder[PATH_MAX], *path = NULL;
-    if (strchr(name, '/')) {
-        if (!(path = ma_strdup(name))) ma_fail(e, MA_MEMORY, "out of memory");
-        return path;
-    }
-    program_folder(folder);
-    for (size_t k = 0; k < sizeof places / sizeof *places; k++) {
-        path = ma_format("%s%s/%s", folder, places[k], name);
-        if (path && !access(path, R_OK)) return path;
-        free(path);
-    }
-    path = ma_format("pipelines/presets/%s", name);
-    if (path && !access(path, R_OK)) return path;
+    bool file = strchr(name, '/');
+    char *path = file ? ma_strdup(name) : ma_format("presets/%s", name);
+    if (!path) ma_fail(e, MA_MEMORY, "out of memory");
+    if (!path || file) return path;
+    ma_err why = {0};
+    char *found = ma_shipped(path, &why);
+    if (!found) ma_fail(e, why.reason, "%s (a file's name has a slash in it)", why.text);
     free(path);
-    ma_fail(e, MA_MISSING, "%s: neither in %s%s nor in pipelines/presets (a file's name has a slash in it)", name,
-            folder, places[0]);
-    return NULL;
+    return found;
 }
 
 /* Blanks at both ends off; the text is cut in place. */

@@ -1,12 +1,14 @@
 /* scale: see scale.h. Down the columns first, which leaves fewer rows to the pass across.
  *
- * How it is fast: ROWS rows of the output go together, and after the first pass lie side by side, [column][row], so
- * that the pass across, and the colours, are sums of whole vectors whatever its taps are.
+ * How it is fast: ROWS rows of the output go together. On their way down a block of columns at a time is looked at,
+ * whose source stays in the nearest cache; then they are turned to lie side by side, [column][row], so that the pass
+ * across, and the colours, are sums of whole vectors whatever its taps are; and are turned back for the bytes.
  *
  * Limits: 8 bit a channel; bicubic only.
  * Traps: antialiasing means that the kernel widens with the scale when shrinking (as in PIL and in torchvision with
  * antialias=True), with a = -0.5, not the -0.75 of the plain bicubic of torch; weights at the border are cut and
- * normalised anew. Sums stay in fp32 between the two passes, where PIL rounds to 8 bit.
+ * normalised anew. Sums stay in fp32 between the two passes, where PIL rounds to 8 bit. At whole scales the kernel's
+ * zeros fall on pixels, a quarter of them at 3: those are no taps.
  */
 #include "scale.h"
 #include "video.h"
@@ -21,23 +23,31 @@ enum { ROWS = 8 };
 #else
 enum { ROWS = 4 };
 #endif
-enum { GROUP = 4, BLOCK = 4 }; /* rows that are set beside each other at once; vectors that come down at once */
+enum { BLOCK = 4, COLUMNS = BLOCK * ROWS }; /* vectors, and columns, that come down together */
 typedef float rows __attribute__((vector_size(ROWS * sizeof(float))));
+typedef uint32_t words __attribute__((vector_size(ROWS * sizeof(uint32_t))));
+typedef int32_t ints __attribute__((vector_size(ROWS * sizeof(int32_t))));
+typedef float fours __attribute__((vector_size(4 * sizeof(float))));
 
-/* What one output position takes: count source positions from `from` on, and their weights. */
+/* A source position that an output position takes, and its weight. */
+typedef struct tap {
+    int64_t at;
+    float weight;
+} tap;
+
+/* All that one output position takes, in order. */
 typedef struct taps {
-    int64_t from, count;
-    float *weight;
+    const tap *tap;
+    int64_t count;
 } taps;
 
 typedef struct plane {
     int64_t first, w; /* the columns that are looked at */
     int channels;     /* bytes a column */
-    taps *across, *down;
-    int64_t kept, have; /* rows in the ring, a power of two; the next to come */
-    rows *ring;         /* (kept, w, channels, padded) */
-    rows *wide;         /* (w, channels): ROWS rows, as wide as the source */
-    rows *narrow;       /* (ow, channels): the same, as wide as the output */
+    taps *across;     /* from the plane's first column, in vectors of wide */
+    taps *down;       /* from the picture's first row */
+    rows *wide;       /* (w, channels, padded): ROWS rows, as wide as the source */
+    rows *narrow;     /* (ow, channels): the same, as wide as the output */
 } plane;
 
 struct ma_scaler {
@@ -45,10 +55,9 @@ struct ma_scaler {
     ma_scale_yuv yuv;
     int planes;
     plane plane[3];
-    rows *group;    /* (GROUP, w, channels, padded, of the widest plane): rows that have come down */
-    float *fours;   /* (w, channels, GROUP): the same, beside each other */
-    rows *colours;  /* (ow, 3), of YUV */
-    uint8_t *bytes; /* (ow, 3, ROWS) */
+    rows *block;   /* (source rows that ROWS rows of the output take, BLOCK) */
+    rows *colours; /* (ow, 3, padded): of YUV; NULL for RGB */
+    float *lines;  /* (ROWS, ow, 3, padded): rows of the output */
 };
 
 /* ---- taps */
@@ -62,55 +71,90 @@ static double cubic(double x) {
 }
 
 /* The taps from n positions to m, of a source that begins at position `first` and has a sample for each 2^shift: what
- * its positions weigh together. One allocation holds them and their weights. NULL: out of memory. */
-static taps *make_taps(int64_t first, int64_t n, int64_t m, int shift) {
+ * its positions weigh together. They count from `origin`, by `step`. One allocation holds all. NULL: out of memory. */
+static taps *make_taps(int64_t first, int64_t n, int64_t m, int shift, int64_t origin, int64_t step) {
     double scale = (double)n / (double)m, wide = scale > 1 ? scale : 1;
     size_t most = (size_t)ceil(4 * wide) + 2;
-    taps *t = ma_alloc((size_t)m, sizeof *t + most * sizeof(float));
+    taps *t = ma_alloc((size_t)m, sizeof *t + most * sizeof(tap));
     for (int64_t i = 0; t && i < m; i++) {
         double centre = ((double)i + 0.5) * scale, sum = 0;
         int64_t from = (int64_t)(centre - 2 * wide + 0.5), to = (int64_t)(centre + 2 * wide + 0.5);
         if (from < 0) from = 0;
         if (to > n) to = n;
-        int64_t base = (first + from) >> shift;
-        t[i] = (taps){base, ((first + to - 1) >> shift) - base + 1, (float *)(t + m) + (size_t)i * most};
+        tap *all = (tap *)(t + m) + (size_t)i * most, *next = all;
         for (int64_t j = from; j < to; j++) sum += cubic(((double)j + 0.5 - centre) / wide);
-        for (int64_t j = from; j < to; j++)
-            t[i].weight[((first + j) >> shift) - base] += (float)(cubic(((double)j + 0.5 - centre) / wide) / sum);
+        for (int64_t j = from; j < to;) {
+            const int64_t at = (first + j) >> shift;
+            float weight = 0;
+            for (; j < to && (first + j) >> shift == at; j++)
+                weight += (float)(cubic(((double)j + 0.5 - centre) / wide) / sum);
+            if (weight != 0) *next++ = (tap){(at - origin) * step, weight};
+        }
+        t[i] = (taps){all, next - all};
     }
     return t;
 }
 
+/* ---- rows beside each other */
+
+/* The first halves of a and b, or the second ones, element by element in turn: an instruction each. */
+static inline fours first_halves(fours a, fours b) {
+    return (fours){a[0], b[0], a[1], b[1]};
+}
+
+static inline fours second_halves(fours a, fours b) {
+    return (fours){a[2], b[2], a[3], b[3]};
+}
+
+/* Transposes ROWS by ROWS floats, from rows `from_apart` floats apart to rows `to_apart` apart. */
+static inline void turn(const float *from, int64_t from_apart, float *to, int64_t to_apart) {
+    for (int y = 0; y < ROWS; y += 4)
+        for (int x = 0; x < ROWS; x += 4) {
+            fours v[4];
+            for (int k = 0; k < 4; k++) memcpy(v + k, from + (y + k) * from_apart + x, sizeof *v);
+            const fours a = first_halves(v[0], v[2]), b = first_halves(v[1], v[3]);
+            const fours c = second_halves(v[0], v[2]), d = second_halves(v[1], v[3]);
+            v[0] = first_halves(a, b);
+            v[1] = second_halves(a, b);
+            v[2] = first_halves(c, d);
+            v[3] = second_halves(c, d);
+            for (int k = 0; k < 4; k++) memcpy(to + (x + k) * to_apart + y, v + k, sizeof *v);
+        }
+}
+
+/* Elements to whole blocks of columns: what is behind the last is computed, and not looked at. */
+static int64_t padded(int64_t n) {
+    return (n + COLUMNS - 1) / COLUMNS * COLUMNS;
+}
+
 /* ---- down the columns */
 
-/* Whole blocks of columns: what is behind the last is computed, and not looked at. */
-static int64_t padded(int64_t n) {
-    return (n + BLOCK * ROWS - 1) / (BLOCK * ROWS) * BLOCK;
+/* COLUMNS bytes as floats, those whose places are the same modulo BLOCK together: bytes of words need no shuffling. */
+static inline void convert_row(const uint8_t *in, rows *out) {
+    words v;
+    memcpy(&v, in, sizeof v);
+    for (int k = 0; k < BLOCK; k++) out[k] = __builtin_convertvector((ints)(v >> 8 * k & 255), rows);
 }
 
-/* Has the source's rows from … to - 1 in the ring, as floats: each is needed for a few rows of the output. */
-static void convert_rows(plane *p, const uint8_t *in, int64_t stride, int64_t from, int64_t to) {
-    int64_t n = p->w * p->channels;
-    if (p->have < from) p->have = from;
-    for (; p->have < to; p->have++) {
-        float *restrict out = (float *)(p->ring + (p->have & (p->kept - 1)) * padded(n));
-        const uint8_t *row = in + p->have * stride + p->first * p->channels;
-        for (int64_t i = 0; i < n; i++) out[i] = row[i];
-    }
+/* n columns, COLUMNS at most, of so many of the source's rows: each is needed for a few rows of the output. */
+static void convert_block(const uint8_t *in, int64_t stride, int64_t count, int64_t n, rows *out) {
+    uint8_t part[COLUMNS] = {0};
+    for (int64_t y = 0; y < count; y++, in += stride, out += BLOCK)
+        if (n >= COLUMNS)
+            convert_row(in, out);
+        else
+            convert_row(memcpy(part, in, (size_t)n), out);
 }
 
-/* BLOCK vectors of one output row from those of the source's rows, `apart` from one to the next. */
-static void sum_block(const plane *p, taps t, const rows *column, int64_t apart, rows *out) {
-    const rows *in = column + (t.from & (p->kept - 1)) * apart, *end = column + p->kept * apart;
+/* BLOCK vectors of one output row. */
+static void sum_block(const rows *block, const taps *t, int64_t first, rows *out) {
     rows a = {0}, b = {0}, c = {0}, d = {0};
-    for (int64_t k = 0; k < t.count; k++) {
-        const float w = t.weight[k];
-        a += w * in[0];
-        b += w * in[1];
-        c += w * in[2];
-        d += w * in[3];
-        in += apart;
-        if (in == end) in = column;
+    for (const tap *k = t->tap, *end = k + t->count; k < end; k++) {
+        const rows *in = block + (k->at - first) * BLOCK;
+        a += k->weight * in[0];
+        b += k->weight * in[1];
+        c += k->weight * in[2];
+        d += k->weight * in[3];
     }
     out[0] = a;
     out[1] = b;
@@ -118,29 +162,30 @@ static void sum_block(const plane *p, taps t, const rows *column, int64_t apart,
     out[3] = d;
 }
 
-/* Four rows of n floats, `apart` from one to the next: as n fours. */
-static void interleave(const float *restrict in, int64_t apart, float *restrict out, int64_t n) {
-    const float *b = in + apart, *c = b + apart, *d = c + apart;
-    for (int64_t x = 0; x < n; x++) {
-        out[4 * x] = in[x];
-        out[4 * x + 1] = b[x];
-        out[4 * x + 2] = c[x];
-        out[4 * x + 3] = d[x];
+/* How many of the source's rows n rows of the output take, and the first. */
+static int64_t span(const taps *t, int64_t n, int64_t *first) {
+    int64_t last = *first = t->tap->at;
+    for (int64_t k = 0; k < n; k++) {
+        const int64_t from = t[k].tap->at, to = t[k].tap[t[k].count - 1].at;
+        if (from < *first) *first = from;
+        if (to > last) last = to;
     }
+    return last + 1 - *first;
 }
 
 /* Output rows y, …, y + n - 1 of the plane, as wide as the source. */
-static void fill_wide(const ma_scaler *s, plane *p, const uint8_t *in, int64_t stride, int64_t y, int64_t n) {
-    int64_t w = p->w * p->channels, apart = padded(w);
-    for (int64_t k = 0; k < n; k += GROUP) {
-        const taps *t = p->down + y + k;
-        int64_t many = n - k < GROUP ? n - k : GROUP;
-        convert_rows(p, in, stride, t[0].from, t[many - 1].from + t[many - 1].count);
-        for (int64_t x = 0; x < apart; x += BLOCK) /* all rows of a block: then it stays in the nearest cache */
-            for (int64_t j = 0; j < many; j++) sum_block(p, t[j], p->ring + x, apart, s->group + j * apart + x);
-        interleave((const float *)s->group, apart * ROWS, s->fours, w);
-        float *out = (float *)p->wide + k;
-        for (int64_t x = 0; x < w; x++) memcpy(out + x * ROWS, s->fours + x * GROUP, GROUP * sizeof *out);
+static void fill_wide(const ma_scaler *s, const plane *p, const uint8_t *in, int64_t stride, int64_t y, int64_t n) {
+    const taps *t = p->down + y;
+    const int64_t w = p->w * p->channels;
+    int64_t first, count = span(t, n, &first);
+    rows down[ROWS * BLOCK] = {0};
+    in += first * stride + p->first * p->channels;
+    for (int64_t next = 0; next < w; next += COLUMNS) {
+        const int64_t x = next + COLUMNS <= w || w < COLUMNS ? next : w - COLUMNS; /* the last one whole, too */
+        convert_block(in + x, stride, count, w - x, s->block);
+        for (int64_t k = 0; k < n; k++) sum_block(s->block, t + k, first, down + k * BLOCK);
+        for (int k = 0; k < BLOCK; k++)
+            turn((const float *)(down + k), COLUMNS, (float *)(p->wide + x + k), BLOCK * ROWS);
     }
 }
 
@@ -148,14 +193,22 @@ static void fill_wide(const ma_scaler *s, plane *p, const uint8_t *in, int64_t s
 
 static void fill_narrow(const ma_scaler *s, const plane *p) {
     for (int64_t x = 0; x < s->size.ow; x++) {
-        const taps t = p->across[x];
+        const taps *t = p->across + x;
         for (int c = 0; c < p->channels; c++) {
-            const rows *in = p->wide + (t.from - p->first) * p->channels + c;
             rows sum = {0};
-            for (int64_t k = 0; k < t.count; k++) sum += t.weight[k] * in[k * p->channels];
+            for (const tap *k = t->tap, *end = k + t->count; k < end; k++) sum += k->weight * p->wide[k->at + c];
             p->narrow[x * p->channels + c] = sum;
         }
     }
+}
+
+static void fill_colours(const ma_scaler *s) {
+    const plane *p = s->plane;
+    for (int64_t x = 0; x < s->size.ow; x++)
+        for (int c = 0; c < 3; c++) {
+            const float *m = s->yuv.matrix[c];
+            s->colours[3 * x + c] = m[0] * p[0].narrow[x] + m[1] * p[1].narrow[x] + m[2] * p[2].narrow[x] + m[3];
+        }
 }
 
 /* Rounded, and kept to 0..255. */
@@ -167,29 +220,24 @@ static void to_bytes(const float *restrict in, uint8_t *restrict out, int64_t n)
     }
 }
 
-static void fill_bytes(const ma_scaler *s) {
-    const plane *p = s->plane;
-    for (int64_t x = 0; x < s->size.ow && s->planes == 3; x++)
-        for (int c = 0; c < 3; c++) {
-            const float *m = s->yuv.matrix[c];
-            s->colours[3 * x + c] = m[0] * p[0].narrow[x] + m[1] * p[1].narrow[x] + m[2] * p[2].narrow[x] + m[3];
-        }
-    to_bytes((const float *)(s->planes == 3 ? s->colours : p[0].narrow), s->bytes, 3 * s->size.ow * ROWS);
+/* n rows of the output. */
+static void write_rows(const ma_scaler *s, int64_t n, uint8_t *rgb, int64_t stride) {
+    const int64_t w = 3 * s->size.ow, apart = padded(w);
+    const rows *from = s->planes == 3 ? s->colours : s->plane->narrow;
+    for (int64_t x = 0; x < w; x += ROWS) turn((const float *)(from + x), ROWS, s->lines + x, apart);
+    for (int64_t k = 0; k < n; k++) to_bytes(s->lines + k * apart, rgb + k * stride, w);
 }
 
 void ma_scaler_run(ma_scaler *s, const uint8_t *const *planes, const int *strides, uint8_t *rgb, int64_t stride) {
-    int64_t oh = s->size.oh, ow = s->size.ow;
+    int64_t oh = s->size.oh;
     for (int64_t y = 0; y < oh; y += ROWS, rgb += ROWS * stride) {
         int64_t n = y + ROWS < oh ? ROWS : oh - y;
         for (int k = 0; k < s->planes; k++) {
-            if (!y) s->plane[k].have = 0;
             fill_wide(s, &s->plane[k], planes[k], strides[k], y, n);
             fill_narrow(s, &s->plane[k]);
         }
-        fill_bytes(s);
-        const uint8_t *b = s->bytes;
-        for (int64_t k = 0; k < n; k++)
-            for (int64_t i = 0; i < 3 * ow; i++) rgb[k * stride + i] = b[i * ROWS + k];
+        if (s->planes == 3) fill_colours(s);
+        write_rows(s, n, rgb, stride);
     }
 }
 
@@ -198,17 +246,21 @@ void ma_scaler_run(ma_scaler *s, const uint8_t *const *planes, const int *stride
 static bool make_plane(plane *p, const ma_scale_sizes *s, int down, int across, int channels) {
     int64_t first = s->x >> across;
     *p = (plane){.first = first, .w = ((s->x + s->w - 1) >> across) - first + 1, .channels = channels};
-    p->down = make_taps(s->y, s->h, s->oh, down);
-    p->across = make_taps(s->x, s->w, s->ow, across);
-    p->kept = 1;
-    for (int64_t y = 0; p->down && y < s->oh; y++) {
-        const taps *last = &p->down[y + GROUP < s->oh ? y + GROUP - 1 : s->oh - 1];
-        while (p->kept < last->from + last->count - p->down[y].from) p->kept *= 2;
+    p->down = make_taps(s->y, s->h, s->oh, down, 0, 1);
+    p->across = make_taps(s->x, s->w, s->ow, across, first, channels);
+    p->wide = ma_alloc((size_t)padded(p->w * channels), sizeof *p->wide);
+    p->narrow = ma_alloc((size_t)padded(s->ow * channels), sizeof *p->narrow);
+    return p->down && p->across && p->wide && p->narrow;
+}
+
+/* Source rows that ROWS rows of the output take, at most. */
+static int64_t most_rows(const plane *p, int64_t oh) {
+    int64_t most = 0, first;
+    for (int64_t y = 0; y < oh; y += ROWS) {
+        int64_t count = span(p->down + y, y + ROWS < oh ? ROWS : oh - y, &first);
+        if (count > most) most = count;
     }
-    p->ring = ma_alloc((size_t)(p->kept * padded(p->w * channels)), sizeof *p->ring);
-    p->wide = ma_alloc((size_t)(p->w * channels), sizeof *p->wide);
-    p->narrow = ma_alloc((size_t)(s->ow * channels), sizeof *p->narrow);
-    return p->down && p->across && p->ring && p->wide && p->narrow;
+    return most;
 }
 
 ma_scaler *ma_scaler_new(const ma_scale_sizes *size, const ma_scale_yuv *yuv) {
@@ -220,11 +272,10 @@ ma_scaler *ma_scaler_new(const ma_scale_sizes *size, const ma_scale_yuv *yuv) {
     bool good = true;
     for (int k = 0; k < s->planes && good; k++)
         good = make_plane(&s->plane[k], size, k ? s->yuv.down : 0, k ? s->yuv.across : 0, yuv ? 1 : 3);
-    s->group = good ? ma_alloc(GROUP * (size_t)padded(s->plane[0].w * s->plane[0].channels), sizeof *s->group) : NULL;
-    s->fours = good ? ma_alloc((size_t)(s->plane[0].w * s->plane[0].channels), GROUP * sizeof *s->fours) : NULL;
-    s->colours = yuv ? ma_alloc((size_t)size->ow, 3 * sizeof *s->colours) : NULL;
-    s->bytes = ma_alloc((size_t)size->ow, 3 * ROWS);
-    if (s->group && s->fours && (s->colours || !yuv) && s->bytes) return s;
+    s->block = good ? ma_alloc((size_t)most_rows(s->plane, size->oh), BLOCK * sizeof *s->block) : NULL;
+    s->colours = yuv ? ma_alloc((size_t)padded(3 * size->ow), sizeof *s->colours) : NULL;
+    s->lines = ma_alloc((size_t)padded(3 * size->ow), ROWS * sizeof *s->lines);
+    if (s->block && s->lines && (s->colours || !yuv)) return s;
     ma_scaler_free(s);
     return NULL;
 }
@@ -234,14 +285,12 @@ void ma_scaler_free(ma_scaler *s) {
     for (int k = 0; k < s->planes; k++) {
         ma_release(s->plane[k].down);
         ma_release(s->plane[k].across);
-        ma_release(s->plane[k].ring);
         ma_release(s->plane[k].wide);
         ma_release(s->plane[k].narrow);
     }
-    ma_release(s->group);
-    ma_release(s->fours);
+    ma_release(s->block);
     ma_release(s->colours);
-    ma_release(s->bytes);
+    ma_release(s->lines);
     ma_release(s);
 }
 

@@ -13,6 +13,9 @@ typedef struct ma_clip_opts {
     ma_fit fit;
     ma_short when_short;
     double timeout; /* seconds for one clip; 0: 60 */
+    /* Of the clip's frames only first, first + every, … are looked at: the pixels of others may be left undefined.
+     * every 0: all are. */
+    int64_t first, every;
 } ma_clip_opts;
 
 /* A decoded clip: RGB, uint8, (frames, height, width, 3). */

@@ -4,9 +4,13 @@
  * stream's frame rate says. With a frame rate asked for, output k is the frame on show at start + k/fps; without, every
  * frame from start on, in order. Times count from the first frame that is shown.
  *
- * Limits: decodes from the beginning (an index that is true needs it), on the calling thread; at most 16384 pixels a
- * side and 4 GiB of output; pixels are taken as square; quarter turns and mirrors only. A decoder that hangs inside one
- * call is beyond the time-out.
+ * What is before the last key frame that the clip needs is read, to count it, but not decoded. That gives the frames
+ * that decoding from the beginning gives, where each packet is a frame, times are there, and all that follows the key
+ * frame is shown after it; anything else, or an error on the way, and it is decoded from the beginning after all.
+ *
+ * Limits: decodes on the calling thread; at most 16384 pixels a side and 4 GiB of output; pixels are taken as square;
+ * quarter turns and mirrors only. A decoder that hangs inside one call is beyond the time-out. Damage in what is not
+ * decoded is not seen.
  * Traps:
  *  - nb_frames and durations in headers lie: only decoded frames count.
  *  - Matroska rounds times to milliseconds: at 30 fps frame 2 is "at 67 ms", after the instant 66.67. Hence the slack
@@ -33,6 +37,7 @@
 static const int64_t MOST_SIDE = 16384;           /* pixels */
 static const size_t MOST_BYTES = (size_t)4 << 30; /* of RGB in one clip */
 static const double DEFAULT_TIMEOUT = 60;         /* seconds */
+enum { REORDER_MOST = 16 };                       /* frames that a codec holds back for one that is shown before them */
 
 typedef struct source {
     const uint8_t *data;
@@ -56,6 +61,7 @@ typedef struct reader {
     const ma_clip_opts *want;
     ma_clip *clip;
     int64_t room; /* frames that clip's arrays hold */
+    bool begun;   /* a frame has been decoded */
     ma_err *e;
     double deadline; /* ma_now() */
     source src;
@@ -64,14 +70,17 @@ typedef struct reader {
     AVStream *stream;
     AVCodecContext *codec;
     AVPacket *packet;
-    AVFrame *got;      /* just decoded */
-    AVFrame *shown;    /* the one before: on show until got */
-    int64_t index;     /* of shown; -1 before the first */
-    int64_t drawn;     /* index of the frame that the clip's last frame was made from */
-    double time;       /* of shown, seconds from the first frame */
-    int64_t first;     /* presentation time of the first frame, ticks */
-    double tick, rate; /* seconds; frames per second */
-    double slack;      /* seconds by which a time may be late through rounding */
+    AVPacket **queue; /* read already, from a key frame on: to be decoded first */
+    size_t queued, fed;
+    int64_t skipped, known; /* frames before them; up to this time (ticks) all that is shown is among them */
+    AVFrame *got;           /* just decoded */
+    AVFrame *shown;         /* the one before: on show until got */
+    int64_t index;          /* of shown; -1 before the first */
+    int64_t drawn;          /* index of the frame that the clip's last frame was made from */
+    double time;            /* of shown, seconds from the first frame */
+    int64_t first;          /* presentation time of the first frame, ticks */
+    double tick, rate;      /* seconds; frames per second */
+    double slack;           /* seconds by which a time may be late through rounding */
     struct SwsContext *sws;
     turn turn;
     fit fit;
@@ -312,6 +321,14 @@ static int draw(reader *r, uint8_t *out) {
     return 0;
 }
 
+/* Whether anybody looks at the clip's next frame, or at one that it may come to stand for. */
+static bool looked_at(const reader *r) {
+    const ma_clip_opts *w = r->want;
+    const bool once = w->size.fps <= 0 && (w->when_short == MA_SHORT_ERROR || w->when_short == MA_SHORT_SKIP);
+    const int64_t k = r->clip->frames - w->first;
+    return !once || !w->every || (k >= 0 && k % w->every == 0);
+}
+
 /* Adds the frame on show to the clip. */
 static int emit(reader *r) {
     ma_clip *c = r->clip;
@@ -320,7 +337,7 @@ static int emit(reader *r) {
     uint8_t *out = c->rgb + (size_t)c->frames * frame;
     if (r->drawn == r->index)
         memcpy(out, out - frame, frame);
-    else if (draw(r, out))
+    else if (looked_at(r) && draw(r, out))
         return -1;
     r->drawn = r->index;
     c->index[c->frames] = r->index;
@@ -328,11 +345,87 @@ static int emit(reader *r) {
     return 0;
 }
 
+/* --- skipping what is before the clip --- */
+
+/* Codecs of which a packet is a frame on show, and a key frame a new beginning. */
+static bool frame_a_packet(enum AVCodecID id) {
+    static const enum AVCodecID ids[] = {AV_CODEC_ID_H264, AV_CODEC_ID_HEVC,  AV_CODEC_ID_AV1,   AV_CODEC_ID_VP9,
+                                         AV_CODEC_ID_FFV1, AV_CODEC_ID_MJPEG, AV_CODEC_ID_PRORES};
+    for (size_t k = 0; k < sizeof ids / sizeof *ids; k++)
+        if (ids[k] == id) return true;
+    return false;
+}
+
+static void forget_queue(reader *r) {
+    for (size_t k = 0; k < r->queued; k++) av_packet_free(&r->queue[k]);
+    r->queued = 0;
+}
+
+/* Takes r->packet over. */
+static int enqueue(reader *r) {
+    if (!(r->queued & (r->queued - 1))) { /* full: 0 or a power of two */
+        AVPacket **larger = realloc(r->queue, (r->queued ? 2 * r->queued : 1) * sizeof *r->queue);
+        if (!larger) return -1;
+        r->queue = larger;
+    }
+    AVPacket *p = av_packet_alloc();
+    if (!p) return -1;
+    av_packet_move_ref(p, r->packet);
+    r->queue[r->queued++] = p;
+    return 0;
+}
+
+/* Reads up to the clip's first frame, and as much further as is needed to know that it was that; keeps the packets from
+ * the last key frame before it on. -1: decode from the beginning. */
+static int skip(reader *r) {
+    int64_t key = INT64_MIN, newest = INT64_MIN; /* times of the key frame, and of the latest that came */
+    for (int beyond = 0; beyond <= REORDER_MOST;) {
+        const AVPacket *p = r->packet;
+        ma_av_quiet();
+        int rc = late(r) ? AVERROR_EXIT : av_read_frame(r->file, r->packet);
+        if (rc == AVERROR_EOF && !ma_av_said()[0]) break;
+        if (rc < 0) return -1;
+        if (p->stream_index != r->stream->index) {
+            av_packet_unref(r->packet);
+            continue;
+        }
+        const int64_t pts = p->pts;
+        const bool is_key = p->flags & AV_PKT_FLAG_KEY;
+        if (pts == AV_NOPTS_VALUE || p->flags & (AV_PKT_FLAG_CORRUPT | AV_PKT_FLAG_DISCARD)) return -1;
+        if (key == INT64_MIN) {
+            if (!is_key) return -1;
+            r->first = pts;
+            r->known = pts + (int64_t)(r->want->start / r->tick);
+        }
+        if (is_key && (key == INT64_MIN || (double)(pts - r->first) * r->tick <= r->want->start - 2 * r->slack)) {
+            if (pts <= newest) return -1;
+            r->skipped += (int64_t)r->queued;
+            forget_queue(r);
+            key = pts;
+        } else if (pts <= key) {
+            return -1;
+        }
+        if (pts > newest) newest = pts;
+        beyond += pts > r->known;
+        if (enqueue(r)) return -1;
+    }
+    return r->queued ? 0 : -1;
+}
+
+/* Whether the frame just decoded is, by its time, the one that it is by count. */
+static bool is_in_place(const reader *r) {
+    const int64_t pts = r->got->best_effort_timestamp;
+    int64_t index = r->skipped;
+    if (!r->skipped || (r->begun && pts > r->known)) return true;
+    for (size_t k = 0; k < r->queued; k++) index += r->queue[k]->pts < pts;
+    return index == r->index + 1 && pts >= r->queue[0]->pts;
+}
+
 /* --- decoding --- */
 
 static int feed(reader *r) {
     ma_av_quiet();
-    int rc = av_read_frame(r->file, r->packet);
+    int rc = r->fed < r->queued ? av_packet_ref(r->packet, r->queue[r->fed++]) : av_read_frame(r->file, r->packet);
     if (rc == AVERROR_EOF && ma_av_said()[0])
         return ma_fail(r->e, MA_CUT, "%s: after %lld frames: %s", r->name, (long long)r->index + 1, ma_av_said());
     if (rc < 0 && rc != AVERROR_EOF) return ma_av_fail(r->e, MA_CORRUPT, r->name, "reading", rc);
@@ -384,17 +477,20 @@ static int show(reader *r, double until) {
 static int take(reader *r) {
     const AVFrame *g = r->got;
     int64_t pts = g->best_effort_timestamp;
-    double time = r->index < 0 ? 0 : r->time + (r->rate > 0 ? 1 / r->rate : 0);
-    if (r->index < 0) {
-        if (set_up(r, g)) return -1;
+    double time = r->begun ? r->time + (r->rate > 0 ? 1 / r->rate : 0) : 0;
+    if (!r->begun && set_up(r, g)) return -1;
+    if (r->index < 0)
         r->first = pts;
-    } else if (pts != AV_NOPTS_VALUE && r->first != AV_NOPTS_VALUE)
+    else if (pts != AV_NOPTS_VALUE && r->first != AV_NOPTS_VALUE)
         time = fmax(r->time, (double)(pts - r->first) * r->tick);
-    if (r->index >= 0 &&
-        (g->width != r->shown->width || g->height != r->shown->height || g->format != r->shown->format))
+    if (!is_in_place(r))
+        return ma_fail(r->e, MA_UNSUPPORTED, "%s: frame %lld: not where its time says", r->name,
+                       (long long)r->index + 1);
+    if (r->begun && (g->width != r->shown->width || g->height != r->shown->height || g->format != r->shown->format))
         return ma_fail(r->e, MA_UNSUPPORTED, "%s: frame %lld: size or pixel format changes", r->name,
                        (long long)r->index + 1);
-    if (r->index >= 0 && show(r, time)) return -1;
+    if (r->begun && show(r, time)) return -1;
+    r->begun = true;
     AVFrame *old = r->shown;
     r->shown = r->got;
     r->got = old;
@@ -409,7 +505,7 @@ static int decode(reader *r) {
     while (!complete(r) && (rc = next_frame(r)) > 0)
         if (take(r)) return -1;
     if (rc < 0) return -1;
-    if (r->index < 0) return ma_fail(r->e, MA_CORRUPT, "%s: no frame can be decoded", r->name);
+    if (!r->begun) return ma_fail(r->e, MA_CORRUPT, "%s: no frame can be decoded", r->name);
     if (r->rate <= 0) r->rate = r->index > 0 && r->time > 0 ? (double)r->index / r->time : 1;
     return complete(r) ? 0 : show(r, r->time + 1 / r->rate);
 }
@@ -438,6 +534,8 @@ static void close_reader(reader *r) {
     sws_freeContext(r->sws);
     av_frame_free(&r->got);
     av_frame_free(&r->shown);
+    forget_queue(r);
+    free(r->queue);
     av_packet_free(&r->packet);
     avcodec_free_context(&r->codec);
     avformat_close_input(&r->file);
@@ -457,26 +555,41 @@ static int check_options(const ma_clip_opts *w, const char *name, ma_err *e) {
     return 0;
 }
 
-int ma_video_read(const void *bytes, size_t size, const char *name, const ma_clip_opts *opts, ma_clip *out, ma_err *e) {
-    *out = (ma_clip){0};
-    reader r = {.name = name, .want = opts, .clip = out, .e = e, .index = -1, .drawn = -1};
-    r.src = (source){bytes, (int64_t)size, 0};
-    r.deadline = ma_now() + (opts->timeout > 0 ? opts->timeout : DEFAULT_TIMEOUT);
-    ma_av_quiet();
-    int rc = check_options(opts, name, e);
-    if (!rc) rc = ma_container_whole(bytes, size, name, e);
-    if (!rc) rc = open_file(&r);
+/* One way through: from what the clip needs on, or from the beginning. *again: the first could not be gone. */
+static int read_clip(reader r, bool skipping, bool *again) {
+    int rc = open_file(&r);
     if (!rc) rc = open_codec(&r);
     if (!rc) rc = read_turn(&r);
+    if (!rc) read_clock(&r);
+    const bool opened = !rc;
+    if (!rc && skipping && (!frame_a_packet(r.codec->codec_id) || skip(&r))) rc = -1;
     if (!rc) {
-        read_clock(&r);
+        r.index = r.skipped - 1;
         rc = decode(&r);
     }
     if (!rc) rc = fill(&r);
-    out->fps = opts->size.fps > 0 ? opts->size.fps : r.rate;
+    r.clip->fps = r.want->size.fps > 0 ? r.want->size.fps : r.rate;
+    *again = opened && rc < 0 && skipping && r.e->reason != MA_SHORT && r.e->reason != MA_TIMEOUT;
     close_reader(&r);
-    if (rc) ma_clip_free(out);
+    if (rc) ma_clip_free(r.clip);
     return rc;
+}
+
+int ma_video_read(const void *bytes, size_t size, const char *name, const ma_clip_opts *opts, ma_clip *out, ma_err *e) {
+    *out = (ma_clip){0};
+    ma_err why = {0};
+    reader r = {.name = name, .want = opts, .clip = out, .e = &why, .index = -1, .drawn = -1};
+    r.src = (source){bytes, (int64_t)size, 0};
+    r.deadline = ma_now() + (opts->timeout > 0 ? opts->timeout : DEFAULT_TIMEOUT);
+    ma_av_quiet();
+    if (check_options(opts, name, e) || ma_container_whole(bytes, size, name, e)) return -1;
+    bool again = opts->start > 0;
+    int rc = again ? read_clip(r, true, &again) : -1;
+    if (rc && (again || !(opts->start > 0))) {
+        ma_err_clear(&why);
+        rc = read_clip(r, false, &again);
+    }
+    return rc < 0 ? ma_fail(e, why.reason, "%s", why.text) : rc;
 }
 
 void ma_clip_free(ma_clip *c) {

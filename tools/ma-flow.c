@@ -17,6 +17,7 @@
 #include "../common/flow.h"
 #include "../common/flow_file.h"
 #include "../common/models/raft.h"
+#include "../common/npy.h"
 #include "../common/stage.h"
 
 #include <dirent.h>
@@ -37,7 +38,8 @@ static bool bidirectional, keep_back;
 static ma_clip_args args = MA_CLIP_DEFAULTS;
 
 static const ma_opt options[] = {
-    {"model", 'm', MA_OPT_TEXT, &model, "WEIGHTS", "RAFT, small or large: princeton-vl's or torchvision's file", 0, 0},
+    {"model", 'm', MA_OPT_TEXT, &model, "WEIGHTS", "RAFT: princeton-vl's or torchvision's file (default a small one's)",
+     0, 0},
     {"updates", 0, MA_OPT_INT, &updates, "N", "refinement steps (default 12)", 1, 100},
     MA_CLIP_OPTIONS(args),
     {"skip", 0, MA_OPT_INT, &skip, "N", "frames dropped at the front (default what the stride leaves over)", 0, 1e6},
@@ -56,7 +58,7 @@ static const ma_opt options[] = {
 static ma_cli cli = {
     .name = "ma-flow",
     .does = "adds optical flow to every sample",
-    .args = "-m WEIGHTS [INPUT]… | eval REFERENCE ESTIMATE",
+    .args = "[-m WEIGHTS] [INPUT]… | eval REFERENCE ESTIMATE",
     .opts = options,
     .video = true,
     .presets = true,
@@ -84,8 +86,9 @@ typedef struct flow {
 typedef struct job {
     ma_clip_job *clip;
     uint8_t *frames; // (pairs+1,PH,PW,3): those that are looked at, padded; NULL: nothing is to be done
-    void *uv[2];     // (pairs,H,W,2), there and, where wanted, back; of result_type()
-    size_t bytes;    /* of frames and uv */
+    ma_array uv[2];  // (pairs,H,W,2), there and, where wanted, back; of result_type()
+    ma_buf npy[2];   /* the members that they are */
+    size_t bytes;    /* of frames and npy */
 } job;
 
 /* ---- options */
@@ -104,6 +107,8 @@ static int set_sizes(flow *f, ma_err *e) {
     if (!out_size[0]) memcpy(out_size, (int64_t[]){c->height, c->width}, sizeof out_size);
     if (skip < 0) skip = c->frames % stride;
     f->pairs = c->frames > skip ? (c->frames - skip - 1) / stride : 0;
+    args.first = skip;
+    args.every = stride;
     raft_padding(c->height, c->width, f->pad);
     if (f->pairs > 0) return 0;
     return ma_fail(e, MA_USAGE, "--clip: %lld frames, %lld skipped, at stride %lld: not a pair", (long long)c->frames,
@@ -121,16 +126,27 @@ static void set_batch(flow *f) {
     f->waves = gpu ? WAVES : 1;
 }
 
+/* Without -m it is the one that comes with the tools. NULL: an error. */
+static ma_weights *open_weights(ma_err *e) {
+    if (model) return ma_weights_open(model, e);
+    ma_err why = {0};
+    char *path = ma_shipped("toy/weights/raft-small.safetensors", &why);
+    ma_weights *w = path ? ma_weights_open(path, e) : NULL;
+    if (path) ma_say(&cli, 2, "weights: %s", path);
+    if (!path) ma_fail(e, MA_USAGE, "no model: give -m WEIGHTS (%s)", why.text);
+    free(path);
+    return w;
+}
+
 static int load(flow *f, ma_err *e) {
-    if (!model) return ma_fail(e, MA_USAGE, "no model: give -m WEIGHTS");
     if (keep_back && !bidirectional) return ma_fail(e, MA_USAGE, "--back goes with --bidirectional");
     // What auto means here. Features have no range that asks for bf16, and flow lives of f16's three more bits.
     if (!cli.common.dtype) ma_set_type(f->ctx, f->dev->types[MA_F16] ? MA_F16 : MA_F32);
     ma_ctx_lever(f->ctx, "lower --batch");
-    if (!(f->weights = ma_weights_open(model, e))) return -1;
+    if (!(f->weights = open_weights(e))) return -1;
     if (!(f->net = raft_load(f->ctx, f->weights))) *e = *ma_ctx_err(f->ctx);
     ma_weights_sha(f->weights); // made once, here: prepare asks for it on many threads
-    if (f->net) ma_say(&cli, 2, "%s: %s", model, raft_flavour(f->net));
+    if (f->net) ma_say(&cli, 2, "%s", raft_flavour(f->net));
     ma_recording(f->ctx, false);
     set_batch(f);
     return f->net ? 0 : -1;
@@ -211,7 +227,7 @@ static void get_flow(const flow *f, ma_tensor *uv, job *const *j, const part *p,
     size_t each = (size_t)(out_size[0] * out_size[1] * 2) * ma_type_size(result_type());
     for (int64_t k = 0; uv && k < p->clips && !ma_failed(f->ctx); k++)
         ma_get_as(f->ctx, ma_rows(f->ctx, uv, k * p->pairs, p->pairs), result_type(),
-                  (char *)j[p->clip + k]->uv[back] + (size_t)p->from * each);
+                  (char *)j[p->clip + k]->uv[back].data + (size_t)p->from * each);
 }
 
 /* All flows of n clips. -1: the run is over. */
@@ -283,22 +299,37 @@ static uint8_t *make_valid(const float *const uv[2], int64_t n, ma_err *e) {
     return valid;
 }
 
-/* The members: of the flow there, uv[0], and what --bidirectional asks for. Those of an earlier run do not stay. */
-static int put_flow(ma_sample *s, const float *const uv[2], int64_t n, ma_err *e) {
-    int64_t shape[] = {n, out_size[0], out_size[1], 2}, count = n * out_size[0] * out_size[1] * 2;
+static bool all_finite(const ma_array *a) {
+    const float *v = a->data;
+    size_t n = ma_array_count(a), k = 0;
+    if (a->type == MA_F16) return ma_half_not_finite(a->data, n) == n;
+    while (k < n && isfinite(v[k])) k++;
+    return k == n;
+}
+
+/* In half precision. */
+static int put_npy(ma_sample *s, const char *ext, job *j, int back, ma_err *e) {
+    const ma_array *a = &j->uv[back];
+    if (a->type == MA_F16) return ma_sample_put_half(s, ext, a, &j->npy[back], e);
+    return ma_sample_put_f16(s, ext, a->data, a->nd, a->n, e);
+}
+
+/* The members: of the flow there, and what --bidirectional asks for. Those of an earlier run do not stay. uv: j's in
+ * fp32, where anything but the flow itself is to be made. */
+static int put_flow(ma_sample *s, job *j, const float *const uv[2], ma_err *e) {
+    const int64_t *shape = j->uv[0].n, n = shape[0];
     for (int back = 0; back <= bidirectional; back++)
-        for (int64_t i = 0; i < count; i++)
-            if (!isfinite(uv[back][i])) return ma_fail(e, MA_NOTFINITE, "%s: the flow is not finite", s->key);
+        if (!all_finite(&j->uv[back])) return ma_fail(e, MA_NOTFINITE, "%s: the flow is not finite", s->key);
     uint8_t *valid = bidirectional ? make_valid(uv, n, e) : NULL;
     int rc = bidirectional && !valid ? -1 : 0;
     ma_sample_drop(s, "flow-valid.npy");
     ma_sample_drop(s, "flow-back.npy");
     if (!rc && format != NPY) rc = put_pictures(s, uv[0], valid, n, e);
-    if (!rc && format == NPY) rc = ma_sample_put_f16(s, "flow.npy", uv[0], 4, shape, e);
+    if (!rc && format == NPY) rc = put_npy(s, "flow.npy", j, 0, e);
     if (!rc && valid)
         rc =
             ma_sample_put_array(s, "flow-valid.npy", &(ma_array){MA_BOOL, 3, {shape[0], shape[1], shape[2]}, valid}, e);
-    if (!rc && valid && keep_back) rc = ma_sample_put_f16(s, "flow-back.npy", uv[1], 4, shape, e);
+    if (!rc && valid && keep_back) rc = put_npy(s, "flow-back.npy", j, 1, e);
     ma_release(valid);
     return rc;
 }
@@ -309,15 +340,16 @@ static int put_flow(ma_sample *s, const float *const uv[2], int64_t n, ma_err *e
 static int take(const flow *f, job *j, const char *key, ma_err *why) {
     const ma_clip *clip = &j->clip->clip;
     size_t from = (size_t)(clip->height * clip->width) * 3, to = (size_t)(f->pad[2] * f->pad[3]) * 3;
-    size_t flows = (size_t)(f->pairs * out_size[0] * out_size[1]) * 2 * ma_type_size(result_type());
-    size_t n = (size_t)f->pairs + 1;
-    bool good = (j->frames = ma_alloc(n, to));
-    for (int back = 0; back <= bidirectional && good; back++)
-        if ((good = (j->uv[back] = ma_alloc(1, flows)))) memset(j->uv[back], 0, flows); // pages are found here
+    size_t n = (size_t)f->pairs + 1, frames;
+    bool good = ma_mul(n, to, &frames) && (j->frames = malloc(frames));
+    for (int back = 0; back <= bidirectional && good; back++) {
+        j->uv[back] = (ma_array){result_type(), 4, {f->pairs, out_size[0], out_size[1], 2}, NULL};
+        good = !ma_npy_begin(&j->uv[back], &j->npy[back], NULL);
+    }
     if (!good) return ma_fail(why, MA_MEMORY, "%s: out of memory", key);
     for (size_t k = 0; k < n; k++)
         raft_pad(clip->rgb + ((size_t)skip + k * (size_t)stride) * from, clip->height, clip->width, j->frames + k * to);
-    j->bytes = n * to + ((size_t)bidirectional + 1) * flows;
+    j->bytes = frames + j->npy[0].size + j->npy[1].size;
     return 0;
 }
 
@@ -352,15 +384,14 @@ static int work(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma_er
 }
 
 static void finish(void *self, ma_sample *s, void *pre, ma_err *why) {
-    const flow *f = self;
     job *j = pre;
     float *uv[2] = {0};
-    bool good = true;
+    bool good = true, more = bidirectional || format != NPY;
     if (!j->frames) return;
-    for (int back = 0; back <= bidirectional && good; back++)
-        good = (uv[back] = ma_array_f32(
-                    &(ma_array){result_type(), 4, {f->pairs, out_size[0], out_size[1], 2}, j->uv[back]}, why));
-    if (good) put_flow(s, (const float *const *)uv, f->pairs, why);
+    for (int back = 0; back <= bidirectional && more && good; back++)
+        good = (uv[back] = ma_array_f32(&j->uv[back], why));
+    if (good) put_flow(s, j, (const float *const *)uv, why);
+    (void)self;
     ma_clip_finish(&cli, s, j->clip, why);
     for (int k = 0; k < 2; k++) ma_release(uv[k]);
 }
@@ -368,8 +399,8 @@ static void finish(void *self, ma_sample *s, void *pre, ma_err *why) {
 static void release(void *self, void *pre) {
     job *j = pre;
     if (j->clip) ma_clip_release(self, j->clip);
-    ma_release(j->frames);
-    for (int k = 0; k < 2; k++) ma_release(j->uv[k]);
+    free(j->frames);
+    for (int k = 0; k < 2; k++) ma_buf_free(&j->npy[k]);
     free(j);
 }
 

@@ -10,6 +10,7 @@
  */
 #include "encoder.h"
 
+#include "../npy.h"
 #include "../scale.h"
 #include "../tokenizer.h"
 #include "../weights.h"
@@ -748,23 +749,24 @@ const char *encoder_kind_member(const char *name) {
     return k ? k->member : NULL;
 }
 
-static size_t values_of(const encoder *x) {
-    size_t count = 1;
-    for (int k = 0; k < x->nd; k++) count *= (size_t)x->n[k];
-    return count;
+static ma_array member_of(const encoder *x) {
+    ma_array a = {.type = MA_F16, .nd = x->nd};
+    memcpy(a.n, x->n, sizeof x->n);
+    return a;
 }
 
 int encoder_take(const encoder *x, const encoder_source *s, encoder_item *item, ma_err *why) {
-    item->half = ma_alloc(values_of(x), sizeof *item->half);
-    item->bytes = values_of(x) * sizeof *item->half;
-    if (!item->half) return ma_fail(why, MA_MEMORY, "%s: out of memory", s->key);
+    ma_array a = member_of(x);
+    if (ma_npy_begin(&a, &item->npy, NULL)) return ma_fail(why, MA_MEMORY, "%s: out of memory", s->key);
+    item->half = a.data;
+    item->bytes = item->npy.size;
     return x->kind->take(x, s, item, why);
 }
 
 void encoder_drop(encoder_item *item) {
     ma_release(item->room);
     ma_release(item->ids);
-    ma_release(item->half);
+    ma_buf_free(&item->npy);
     *item = (encoder_item){0};
 }
 
@@ -775,7 +777,9 @@ int encoder_run(encoder *x, encoder_item *const *item, int n, int batch, ma_err 
 
 int encoder_put(const encoder *x, encoder_item *item, ma_sample *s, ma_err *why) {
     if (x->kind->arrange && x->kind->arrange(x, item->half, why)) return -1;
-    return ma_sample_put_half(s, x->kind->member, item->half, x->nd, x->n, why);
+    ma_array a = member_of(x);
+    a.data = item->half;
+    return ma_sample_put_half(s, x->kind->member, &a, &item->npy, why);
 }
 
 int encoder_plan(encoder *x, int n, ma_buf *text, ma_err *e) {

@@ -50,8 +50,9 @@ typedef struct encoder_item {
     uint8_t *room;
     int32_t *ids;   // (L), the caption's tokens
     int64_t tokens; /* all that the caption makes; more than L: it was cut */
-    uint16_t *half; /* the member's values, as the network lays them out */
-    size_t bytes;   /* of room and half */
+    ma_buf npy;     /* the member, and in it … */
+    uint16_t *half; /* … its values, as the network lays them out */
+    size_t bytes;   /* of room and the member */
 } encoder_item;
 
 /* The clip must stay as long as the item. -1: why it is a bad sample. */

@@ -1,5 +1,6 @@
 /* decode: what reading clips costs beside the bare decoder, over threads: frames a second of FFmpeg alone (demuxer and
- * decoder, every frame thrown away) and of ma_video_read on the same files.
+ * decoder, every frame thrown away) and of ma_video_read on the same files; and processor time a clip, by which alone
+ * they can be told apart on a machine that has other work.
  *   decode [-j THREADS] [-n CLIPS] [-c FxHxW] FILE…
  * The files are taken in turn until CLIPS have been read. Both decode the same frames: F from the first on. No test,
  * nothing can fail but the files. */
@@ -11,6 +12,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static int64_t threads, clips = 200;
 static ma_clip_size size = {49, 160, 240, 0};
@@ -91,16 +93,26 @@ static int64_t ours(const ma_buf *b, const char *name) {
     return n;
 }
 
-/* Frames a second. */
-static double rate(const ma_buf *file, bool all) {
+/* Seconds that all threads have computed. */
+static double computed(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+typedef struct cost {
+    double rate, cpu; /* frames a second; seconds of processors a clip */
+} cost;
+
+static cost measure(const ma_buf *file, bool all) {
     int64_t frames = 0;
-    double start = ma_now();
+    double start = ma_now(), from = computed();
 #pragma omp parallel for schedule(dynamic, 1) reduction(+ : frames) num_threads((int)threads)
     for (int64_t k = 0; k < clips; k++) {
         int i = (int)(k % cli.inputs.n);
         frames += all ? ours(&file[i], cli.inputs.at[i]) : bare(&file[i], size.frames ? size.frames : INT64_MAX);
     }
-    return (double)frames / (ma_now() - start);
+    return (cost){(double)frames / (ma_now() - start), (computed() - from) / (double)clips};
 }
 
 int main(int argc, char **argv) {
@@ -117,10 +129,11 @@ int main(int argc, char **argv) {
         return 1;
     }
     ma_video_read(file[0].data, 0, "", &(ma_clip_opts){0}, &(ma_clip){0}, NULL); // silences FFmpeg
-    double alone = rate(file, false), with = rate(file, true);
-    printf("decoder alone %.0f frames/s, read as %lldx%lldx%lld %.0f frames/s: %.3f of it (%lld threads)\n", alone,
-           (long long)size.frames, (long long)size.height, (long long)size.width, with, with / alone,
-           (long long)threads);
+    const cost alone = measure(file, false), with = measure(file, true);
+    printf("decoder alone %.0f frames/s, read as %lldx%lldx%lld %.0f frames/s: %.3f of it (%lld threads); processor "
+           "time a clip %.1f and %.1f ms\n",
+           alone.rate, (long long)size.frames, (long long)size.height, (long long)size.width, with.rate,
+           with.rate / alone.rate, (long long)threads, 1e3 * alone.cpu, 1e3 * with.cpu);
     for (int i = 0; i < cli.inputs.n; i++) ma_buf_free(&file[i]);
     free(file);
     ma_cli_free(&cli);

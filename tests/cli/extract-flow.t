@@ -288,8 +288,6 @@ for bad in "--size 100x100" "--clip 2x128x160 --skip 1" "--clip 4x128x160 --stri
     run 2 $flow $bad -o "$dir/x.tar" "$dir/c.mkv" && [ "$(wc -l < "$dir/err")" = 1 ]
     ok "exit 2, one line: ma-flow $bad"
 done
-run 2 "$O/ma-flow" -o "$dir/x.tar" "$dir/c.mkv" && says "-m WEIGHTS"
-ok "exit 2 without a model"
 run 1 "$O/ma-flow" -m "$dir/vit.safetensors" -o "$dir/x.tar" "$dir/c.mkv" && says "not RAFT" && says "blocks.0.attn.proj.bias" &&
     [ "$(wc -l < "$dir/err")" = 1 ]
 ok "weights of something else"

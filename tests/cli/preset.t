@@ -65,7 +65,7 @@ cd "$dir" && run 0 bin/ma-extract --preset mine -e pixel=16 --dry-run && grep -q
 ok "beside the installed tools"
 run 0 bin/ma-extract --preset share/ma-tools/presets/mine -e pixel=8 --dry-run && grep -q "384x9x4x4" "$dir/out"
 ok "a path"
-run 2 bin/ma-extract --preset nothere -e pixel=16 && says "--preset: nothere: neither in" && says "share/ma-tools/presets"
+run 2 bin/ma-extract --preset nothere -e pixel=16 && says "--preset: presets/nothere: neither in" && says "share/ma-tools nor"
 ok "one that is not there"
 run 2 bin/ma-extract --preset ./nothere -e pixel=16 && says "--preset: ./nothere: No such file"
 ok "a file that is not there"

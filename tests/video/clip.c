@@ -223,6 +223,23 @@ static void test_choice(void) {
     ma_buf_free(&b);
 }
 
+/* Frames that nobody looks at need not be drawn, but for those that others may come from. */
+static void test_looked_at(void) {
+    ma_buf b = encode("mkv", H, W, 10);
+    ma_clip c;
+    ma_err e = {0};
+    ma_clip_opts o = {.size.frames = 12, .first = 2, .every = 3};
+    bool good = !ma_video_read(b.data, b.size, "x.mkv", &o, &c, &e);
+    for (int k = 0; good && k < 12; k++) good = c.index[k] == k;
+    for (int k = 2; good && k < 12; k += 3) good = !memcmp(c.rgb + (size_t)k * sizeof *scene, scene[k], sizeof *scene);
+    ok(good, "every third frame is looked at %s", e.text);
+    ma_clip_free(&c);
+    expect(&b, "at a rate", (ma_clip_opts){.size = {.frames = 4, .fps = 20}, .every = 9}, MA_OK, INDEX(0, 0, 1, 1));
+    expect(&b, "looped", (ma_clip_opts){.size.frames = 4, .start = 1.8, .when_short = MA_SHORT_LOOP, .every = 9}, MA_OK,
+           INDEX(18, 19, 18, 19));
+    ma_buf_free(&b);
+}
+
 /* Sets the matrix (a b; c d) in the mp4's track header: 16.16 numbers. */
 static void set_matrix(ma_buf *b, int a, int bb, int c, int d) {
     char *m = find(b, "tkhd") + 4 + 40;
@@ -298,6 +315,7 @@ int main(void) {
     test_mended_cuts();
     test_damage();
     test_choice();
+    test_looked_at();
     test_turns();
     test_fits();
     return tap_done();

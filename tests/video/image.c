@@ -1,6 +1,7 @@
 /* Pictures: resizing against torch, PNG there and back, the colour wheel. */
 #include "../../common/video.h"
 #include "../tap.h"
+#include <math.h>
 #include <string.h>
 
 /* A picture that anyone can make again. */
@@ -34,6 +35,49 @@ static void test_resize(int h, int w, int oh, int ow, const uint8_t *want) {
     for (int i = 0; i < oh * ow * 3; i++)
         if (abs(out[i] - want[i]) > most) most = abs(out[i] - want[i]);
     ok(most <= 1, "as torch has it (largest difference %d)", most);
+}
+
+/* Keys' kernel, a = -1/2. */
+static double kernel(double x) {
+    x = fabs(x);
+    return x < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
+}
+
+/* What position i of m takes of n values, `apart` from one to the next. */
+static double resized(const double *in, int n, int apart, int m, int i) {
+    double scale = (double)n / m, wide = scale > 1 ? scale : 1, centre = (i + 0.5) * scale, sum = 0, weights = 0;
+    int from = (int)fmax(centre - 2 * wide + 0.5, 0), to = (int)fmin(centre + 2 * wide + 0.5, n);
+    for (int k = from; k < to; k++) {
+        double weight = kernel((k + 0.5 - centre) / wide);
+        weights += weight;
+        sum += weight * in[k * apart];
+    }
+    return sum / weights;
+}
+
+/* The same by the formula, at sizes where vectors, groups of rows and blocks of columns end in all sorts of places;
+ * whole scales, where the kernel's zeros fall on pixels. */
+static void test_sizes(void) {
+    enum { MOST = 150 };
+    static const int size[][4] = {{21, 33, 63, 99}, {48, 48, 16, 16}, {50, 150, 17, 50}, {7, 100, 119, 33},
+                                  {64, 22, 64, 22}, {1, 1, 5, 40},    {96, 21, 31, 7},   {40, 66, 80, 22}};
+    static uint8_t in[MOST * MOST * 3], out[MOST * MOST * 3];
+    static double value[MOST * MOST * 3], half[MOST * MOST * 3];
+    for (size_t t = 0; t < sizeof size / sizeof *size; t++) {
+        const int h = size[t][0], w = size[t][1], oh = size[t][2], ow = size[t][3];
+        double most = 0;
+        paint(in, h, w);
+        for (int i = 0; i < h * w * 3; i++) value[i] = in[i];
+        for (int y = 0; y < oh; y++)
+            for (int i = 0; i < w * 3; i++) half[y * w * 3 + i] = resized(value + i, h, w * 3, oh, y);
+        bool good = !ma_image_resize(in, h, w, out, oh, ow);
+        for (int y = 0; y < oh; y++)
+            for (int i = 0; i < ow * 3; i++) {
+                double want = resized(half + y * w * 3 + i % 3, w, 3, ow, i / 3);
+                most = fmax(most, fabs(fmin(fmax(want, 0), 255) - out[y * ow * 3 + i]));
+            }
+        ok(good && most < 0.51, "%dx%d to %dx%d by the formula (largest difference %.3f)", h, w, oh, ow, most);
+    }
 }
 
 static void test_png(void) {
@@ -88,6 +132,7 @@ static void test_wheel(void) {
 int main(void) {
     test_resize(9, 11, 4, 5, smaller);
     test_resize(4, 5, 7, 9, larger);
+    test_sizes();
     test_png();
     test_wheel();
     return tap_done();
