@@ -38,7 +38,7 @@ if [ -w /dev/full ]; then
         tool=${tool#"$O"/}
         ok "/dev/full: ${tool%% [-/]*}: one line, exit 1"
     done
-    for tool in ma-toy ma-extract ma-flow ma-subspace ma-align ma-sample ma-sheet; do
+    for tool in ma-toy ma-extract ma-flow ma-subspace ma-align ma-sample ma-score ma-probe ma-sheet; do
         run 1 bash -c "$O/$tool --help > /dev/full" && says "No space left on device"
         ok "/dev/full: $tool --help"
     done
@@ -82,12 +82,12 @@ kill_in stopped-extract TERM bash -c "exec $extract -z 0 -o $dir/stopped-extract
 ok "SIGTERM in a stream: the same"
 
 # ---- the command line
-for tool in ma-toy ma-extract ma-flow ma-subspace ma-align ma-sample ma-sheet; do
+for tool in ma-toy ma-extract ma-flow ma-subspace ma-align ma-sample ma-score ma-probe ma-sheet; do
     verb=
     [ $tool = ma-subspace ] && verb=apply
     run 2 "$O/$tool" $verb --sead 1 && says "$tool: --sead: unknown option; did you mean --seed?" && [ "$(wc -l < "$dir/err")" = 1 ] && ! [ -s "$dir/out" ]
     ok "$tool: an unknown option is exit 2 and names the nearest"
-    run 2 "$O/$tool" $verb --threads=many && says "--threads" && run 2 "$O/$tool" $verb --level 99 && says "0..22"
+    run 2 "$O/$tool" $verb --threads=many && says "--threads" && run 2 "$O/$tool" $verb --level 99 && says "-7..22"
     ok "$tool: a number that is none, a number out of range"
     run 0 "$O/$tool" --version && grep -qE "^$tool [0-9]+\.[0-9]+" "$dir/out" && silent
     ok "$tool: --version"
@@ -97,6 +97,7 @@ for tool in ma-toy ma-extract ma-flow ma-subspace ma-align ma-sample ma-sheet; d
         ma-flow) more="-m $SHARED/assets/raft/raft-small.pth" ;;
         ma-subspace) more="apply -m $dir/motion.safetensors" ;;
         ma-align) more="-b $dir/tiny --from-scratch --loss none --steps 1 -o $dir/gone" ;;
+        ma-probe) more="-l ma-toy.kind -t $dir/clips.tar.zst" ;;
         *) more= ;;
         esac
         if [ $tool = ma-flow ] && ! [ -r "$SHARED/assets/raft/raft-small.pth" ]; then
