@@ -430,7 +430,8 @@ static pass begin_pass(ma_ctx *c, int way, size_t first, size_t n) {
 
 /* ---- arenas ---- */
 
-/* The least that is asked of the device at a time. Large where memory is: what a chunk's end is too short for is lost.
+/* What is asked of the device at a time, to be shared by small tensors. One of a 32nd of it or more gets a chunk of
+ * just its size: what a chunk's end is too short for is lost, of tensors of a little more than half a chunk nearly half.
  */
 static size_t chunk_size(const ma_ctx *c) {
     const size_t usual = (size_t)64 << 20, large = (size_t)1 << 30, share = c->dev->free_bytes / 32;
@@ -450,7 +451,7 @@ static int arena_more(ma_ctx *c, arena *a, size_t size, const char *what) {
     chunk *at = realloc(a->at, (a->n + 1) * sizeof *at);
     if (!at) return ma_fail(&c->err, MA_MEMORY, "context: out of memory");
     a->at = at;
-    size = whole(c, size < chunk_size(c) ? chunk_size(c) : size);
+    size = whole(c, size < chunk_size(c) / 32 ? chunk_size(c) : size);
     void *base = a == &c->host ? take_host(c, size, what) : take(c, size, what);
     if (!base) return -1;
     a->at[a->n++] = (chunk){base, size, 0};
