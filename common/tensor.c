@@ -431,8 +431,8 @@ static pass begin_pass(ma_ctx *c, int way, size_t first, size_t n) {
 /* ---- arenas ---- */
 
 /* What is asked of the device at a time, to be shared by small tensors. One of a 32nd of it or more gets a chunk of
- * just its size: what a chunk's end is too short for is lost, of tensors of a little more than half a chunk nearly half.
- */
+ * just its size: what a chunk's end is too short for is lost, and of tensors a little larger than half a chunk that is
+ * nearly half. */
 static size_t chunk_size(const ma_ctx *c) {
     const size_t usual = (size_t)64 << 20, large = (size_t)1 << 30, share = c->dev->free_bytes / 32;
     return !c->dev->free_bytes ? usual : share < large ? share : large;

@@ -24,6 +24,8 @@ ok "flickering, smoothness and dynamic degree, by the true flow"
 run 0 "$score" --measured -q "$dir/toy.tar" && [ "$(head -n 1 "$dir/out")" = $columns ] && ! cmp -s "$dir/out" "$dir/base-0.csv" &&
     [ "$(cut -d, -f1 "$dir/out")" = "$(cut -d, -f1 "$dir/base-0.csv")" ]
 ok "--measured: the same columns, other numbers"
+run 0 "$score" --static -q "$dir/toy.tar" && awk -F, 'NR > 1 { n += $(NF - 16) } END { exit !(n == 0) }' "$dir/out"
+ok "--static: what is held does not move as its caption says"
 run 0 "$score" --dry-run && grep -qE '^pc_law +[0-9.]+ +[0-9.]+$' "$dir/out" && [ "$(grep -c '^[sp][ac]_' "$dir/out")" = 10 ]
 ok "--dry-run: what scores 1 and 0"
 awk '/^pc_/' "$dir/out" | while read -r part good bad; do
