@@ -552,8 +552,9 @@ static int files_from(ma_cli *c) {
 /* A line of a preset: an option of the tool's own, in full, unless the command line has it. */
 static int apply_preset_line(parser *p, int own, const ma_preset_line *l, uint64_t on_command_line) {
     int i = 0;
-    while (i < own && strcmp(p->table[i].name, l->name)) i++;
-    if (i == own) return unknown_option(p, l->name, "");
+    while (p->table[i].name && strcmp(p->table[i].name, l->name)) i++;
+    if (!p->table[i].name) return unknown_option(p, l->name, "");
+    if (i >= own) return usage(p->c, "%s: belongs on the command line, not in a preset", l->name);
     const ma_opt *o = &p->table[i];
     const uint64_t bit = 1ull << i;
     if (takes_value(o) && !l->value) return usage(p->c, "%s: needs a value, %s", o->name, o->arg);

@@ -87,7 +87,7 @@ bad '[ma-extract]\n= 3\n' ':2: there is no name'
 bad '[ma-extract\nfit = crop\n' ':1: a heading ends with ]'
 bad 'fit = crop\n' ':1: fit = crop stands before the first heading'
 bad '[ma-flow]\nstride = 2\n' ': there is no section [ma-extract]'
-bad '[ma-extract]\nlevel = 3\n' ':2: level: unknown option'
+bad '[ma-extract]\nlevel = 3\n' ':2: level: belongs on the command line'
 bad '[ma-extract]\n\0\n' ': not text'
 printf '[ma-extract]\r\nbatch = 2\r\nencoder = pixel=16\r\n' > "$dir/good"
 run 0 "$O/ma-extract" --preset "$dir/good" --clip 9x32x32 --dry-run && grep -q "9x32x32x3" "$dir/out"
