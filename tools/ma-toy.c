@@ -15,7 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static int64_t clips = 16, crf = 18, stride = 2, balls = MA_WORLD_BALLS, motion_seed, look_seed;
+static int64_t clips = 16, first, crf = 18, stride = 2, balls = MA_WORLD_BALLS, motion_seed, look_seed;
 static ma_clip_size size = {49, 160, 240, 12};
 static double pan = 0.5;
 static const char *kinds = "fall,pendulum,slide,pass";
@@ -23,6 +23,7 @@ static unsigned kinds_set; /* as bits */
 
 static const ma_opt options[] = {
     {"clips", 'n', MA_OPT_INT, &clips, "N", "how many clips (default 16)", 0, 1e6},
+    {"first", 0, MA_OPT_INT, &first, "N", "number of the first clip (default 0)", 0, 1e9},
     {"clip", 0, MA_OPT_CLIP, &size, "FxHxW@FPS", "frames, height, width and rate (default 49x160x240@12)", 0, 0},
     {"stride", 0, MA_OPT_INT, &stride, "N", "frames from one flow to the next, as ma-flow counts them (default 2)", 1,
      1000},
@@ -229,7 +230,7 @@ static int write_clips(ma_err *e) {
     int64_t batch = 2 * omp_get_max_threads();
     ma_progress_start(&p, &cli, "clips", clips);
     for (int64_t i = 0; i < clips && !rc && !ma_stopped; i += batch)
-        rc = do_batch(out, i, clips - i < batch ? clips - i : batch, &p, e);
+        rc = do_batch(out, first + i, clips - i < batch ? clips - i : batch, &p, e);
     ma_progress_end(&p);
     if (!rc && !ma_stopped) return ma_writer_close(out, e);
     ma_writer_abort(out);

@@ -165,9 +165,9 @@ scores: $(scores)
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
-# A shard of clips has a seed of its own: 1000, 1001 … to pretrain, 2000 … to fine-tune, 3000 for the prompts.
+# Seed 1000 to pretrain, 2000 to fine-tune, 3000 for the prompts; the clips of a set are numbered through its shards.
 $(call made,clips,$(pretrain) $(finetune)): $(OUT)/clips/%.tar.zst: $(call stamp,clips)
-	@$(script) one $@ $(tools)ma-toy $(text_clips) --seed $(subst finetune-,2,$(subst pretrain-,1,$*))
+	@$(script) one $@ $(tools)ma-toy $(text_clips) --seed $(if $(filter pretrain-%,$*),1000,2000) --first $$((10#$(lastword $(subst -, ,$*)) * $(SHARD_SIZE)))
 
 $(call made,clips,$(prompts)): $(call stamp,prompts)
 	@$(script) one $@ $(tools)ma-toy $(text_prompts)

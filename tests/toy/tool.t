@@ -30,6 +30,8 @@ done
 tar -xf "$dir/a.tar" -C "$dir"
 "$toy" -n 2 "${small[@]}" --seed 7 >"$dir/two.tar.zst"
 ok 'a clip does not depend on how many there are' cmp <(tar --zstd -xOf "$dir/two.tar.zst" clip-000001.mp4) "$dir/clip-000001.mp4"
+"$toy" -n 2 --first 10 "${small[@]}" --seed 7 -z 0 >"$dir/b.tar"
+ok 'nor on which is the first' cmp <(tar -xOf "$dir/b.tar" clip-000010.mp4 clip-000011.json) <(cat "$dir/clip-000010.mp4" "$dir/clip-000011.json")
 "$toy" -n 1 "${small[@]}" --seed 6 -z 0 >"$dir/b.tar"
 ok 'another seed, another clip' [ "$(tar -xOf "$dir/b.tar" clip-000000.json)" != "$(cat "$dir/clip-000000.json")" ]
 ok 'a caption in one line' grep -qE '^(an?|two|three|four|five) .*ball' "$dir/clip-000000.txt"
