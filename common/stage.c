@@ -6,6 +6,7 @@
  * - a thread may be waiting for input that never comes when the run ends early: ma_stopped wakes it. */
 #include "stage.h"
 #include "ahead.h"
+#include "file.h"
 #include <errno.h>
 #include <omp.h>
 #include <poll.h>
@@ -48,6 +49,11 @@ int ma_tally_end(const ma_tally *t) {
            b.data ? b.data : "");
     ma_buf_free(&b);
     return 1;
+}
+
+int ma_tally_status(const ma_tally *t, const ma_err *e, int out_fd) {
+    const int status = ma_exit_status(t->cli, e, out_fd), bad = ma_tally_end(t);
+    return status ? status : bad;
 }
 
 /* ---- the run */
@@ -162,6 +168,11 @@ ma_writer *ma_output_open(const ma_cli *cli, int fd, ma_err *e) {
                               .drop = c->drop.at,
                               .ndrop = c->drop.n};
     return refuse_terminal(cli, fd, e) ? NULL : ma_writer_open(&o, e);
+}
+
+int ma_output_write(const ma_cli *cli, const ma_buf *b, ma_err *e) {
+    const char *path = cli->common.out;
+    return path ? ma_write_file(path, b->data, b->size, e) : ma_write_all(STDOUT_FILENO, b->data, b->size, e);
 }
 
 static int set_up(run *r, ma_inputs *in, int out_fd, ma_err *e) {

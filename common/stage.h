@@ -32,6 +32,8 @@ typedef struct ma_stage {
 int ma_stage_run(const ma_stage *, int out_fd);
 /* The shard that -o, -z, -j and --drop ask for; without -o it is written to fd, which must not be a terminal. */
 ma_writer *ma_output_open(const ma_cli *, int fd, ma_err *);
+/* What is no shard, in one piece: to -o's file, complete or not at all, or to standard output. */
+int ma_output_write(const ma_cli *, const ma_buf *, ma_err *);
 /* The end of a run: says why it failed, if it did; its exit status: 0, 1, or 2 for a wrong call. out_fd: where it wrote
  * without -o, or -1: a reader of it that has gone is not worth words. */
 int ma_exit_status(const ma_cli *, const ma_err *, int out_fd);
@@ -44,6 +46,8 @@ typedef struct ma_tally {
 } ma_tally;
 int ma_tally_bad(ma_tally *, const char *key, const ma_err *why);
 int ma_tally_end(const ma_tally *); /* the one-line tally, if any were bad; the exit status */
+/* Both ends of a run, ma_exit_status and this one; the exit status. */
+int ma_tally_status(const ma_tally *, const ma_err *, int out_fd);
 
 /* KEY.json's entry of a tool: version, options, hashes. Returns whether the sample already carries member `ext` made
  * with the same fingerprint (then pass it on); otherwise, where the member is there, says so once and makes anew.

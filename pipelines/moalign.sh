@@ -15,11 +15,6 @@ logged() {
     "$@" ${FLAGS:-} --progress always 2>> "$log" || rc=$?
     return $rc
 }
-failed() { # NAME
-    tail -n 5 "$OUT/log/$1" >&2
-    say "$1 failed, see $OUT/log/$1"
-    return 1
-}
 
 # align DONE COMMAND…: over the latents of all shards; goes on from a checkpoint of the same run. Bad samples (status 1,
 # and a result) are no failure.

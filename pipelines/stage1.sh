@@ -3,6 +3,11 @@
 set -euo pipefail
 
 say() { printf 'stage1: %s\n' "$*" >&2; }
+failed() { # NAME
+    tail -n 5 "$OUT/log/$1" >&2
+    say "$1 failed, see $OUT/log/$1"
+    return 1
+}
 locked() { # COMMAND…: alone in OUT
     mkdir -p "$OUT"
     exec 8> "$OUT/.lock"
@@ -84,9 +89,7 @@ run() {
         [ $rc = 0 ] || say "$stage/$name: $(sed -n 's/^ma-[a-z]*: \([0-9]* good, [0-9]* bad\)/\1/p' "$log"), see $log"
         return 0
     fi
-    tail -n 5 "$log" >&2
-    say "$stage/$name failed, see $log"
-    return $((rc ? rc : 1))
+    failed "$stage/$name" || return $((rc ? rc : 1))
 }
 
 # train OUTPUT STAGE COMMAND…: the same over all shards of a stage; goes on from a checkpoint of the same run.

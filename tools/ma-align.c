@@ -477,12 +477,11 @@ int main(int argc, char **argv) {
     else
         run(&w, &tally, &e);
     ma_team_close(w.team, &e);
-    const int status = ma_exit_status(&cli, &e, -1);
-    rc = ma_tally_end(&tally);
+    rc = ma_tally_status(&tally, &e, -1);
     cJSON_Delete(tally.list);
     ma_array_free(&w.empty);
     close_nets(&w);
     ma_weights_close(w.weights);
     ma_cli_free(&cli);
-    return status ? status : rc;
+    return rc;
 }

@@ -280,8 +280,7 @@ int main(int argc, char **argv) {
     ma_err e = {0};
     ma_tally tally = {.cli = &cli};
     run(&tally, &e);
-    const int status = ma_exit_status(&cli, &e, -1);
-    rc = ma_tally_end(&tally);
+    rc = ma_tally_status(&tally, &e, -1);
     ma_cli_free(&cli);
-    return status ? status : rc;
+    return rc;
 }

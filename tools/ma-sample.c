@@ -587,8 +587,7 @@ int main(int argc, char **argv) {
         w.writer = NULL;
     }
     ma_writer_abort(w.writer);
-    const int status = ma_exit_status(&cli, &e, format == SHARD ? STDOUT_FILENO : -1);
-    rc = ma_tally_end(&w.tally);
+    rc = ma_tally_status(&w.tally, &e, format == SHARD ? STDOUT_FILENO : -1);
     generator_close(w.g);
     ma_names_free(&w.names);
     ma_prompts_free(&w.prompts);
@@ -597,5 +596,5 @@ int main(int argc, char **argv) {
     cJSON_Delete(w.weights);
     ma_device_close(w.dev);
     ma_cli_free(&cli);
-    return status ? status : rc;
+    return rc;
 }

@@ -11,7 +11,6 @@
 #include "../common/score.h"
 #include "../common/stage.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -230,11 +229,6 @@ static int work(void *self, ma_sample **s, void **pre, int n, ma_err *why, ma_er
     return 0;
 }
 
-static int write_out(const ma_buf *b, ma_err *e) {
-    return cli.common.out ? ma_write_file(cli.common.out, b->data, b->size, e)
-                          : ma_write_all(STDOUT_FILENO, b->data, b->size, e);
-}
-
 static int score_all(void) {
     run r = {0};
     ma_err e = {0};
@@ -249,7 +243,7 @@ static int score_all(void) {
                                       .video = true,
                                       .no_output = true},
                           STDOUT_FILENO);
-    if (!ma_stopped && rc < 2 && e.reason == MA_OK) write_out(&r.csv, &e);
+    if (!ma_stopped && rc < 2 && e.reason == MA_OK) ma_output_write(&cli, &r.csv, &e);
     const double percent = 100 / fmax(1, (double)r.clips);
     if (!ma_stopped && r.clips && e.reason == MA_OK)
         ma_say(&cli, 1, "%lld clips: SA %.1f %%, PC %.1f %%, Joint %.1f %%", (long long)r.clips, percent * (double)r.sa,
@@ -435,7 +429,7 @@ static int summary(void) {
     if (!n) rc = ma_fail(&e, MA_USAGE, "summary: give the CSV files that ma-score wrote");
     for (int k = 0; k < n && !rc; k++) rc = add_file(cli.inputs.at[k + 1], g, &groups, &e);
     if (!rc && put_table(&table, g, groups)) rc = ma_fail(&e, MA_MEMORY, "out of memory");
-    if (!rc) rc = write_out(&table, &e);
+    if (!rc) rc = ma_output_write(&cli, &table, &e);
     for (int k = 0; k < groups; k++) free(g[k].name);
     ma_release(g);
     ma_buf_free(&table);

@@ -8,7 +8,6 @@
 #include "../common/stage.h"
 #include "../common/video.h"
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -269,9 +268,7 @@ static int run(ma_tally *tally, ma_err *e) {
     if (!rc) rc = gather(r, n, tally, e);
     if (!rc) rc = colour_features(r, n, e);
     if (!rc) rc = draw(r, n, &png, e);
-    if (!rc)
-        rc = cli.common.out ? ma_write_file(cli.common.out, png.data, png.size, e)
-                            : ma_write_all(STDOUT_FILENO, png.data, png.size, e);
+    if (!rc) rc = ma_output_write(&cli, &png, e);
     for (int k = 0; k < n; k++) {
         ma_clip_free(&r[k].video);
         ma_array_free(&r[k].array);
@@ -287,8 +284,7 @@ int main(int argc, char **argv) {
     ma_err e = {0};
     ma_tally tally = {.cli = &cli};
     run(&tally, &e);
-    const int status = ma_exit_status(&cli, &e, STDOUT_FILENO);
-    rc = ma_tally_end(&tally);
+    rc = ma_tally_status(&tally, &e, STDOUT_FILENO);
     ma_cli_free(&cli);
-    return status ? status : rc;
+    return rc;
 }

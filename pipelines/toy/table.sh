@@ -49,11 +49,6 @@ teacher() {
         OUT="$to" RAFT=none PRESET= FLAGS="$FLAGS" "$@" > "$log" || failed teacher
     touch "$to/done"
 }
-failed() { # NAME
-    tail -n 5 "$OUT/log/$1" >&2
-    say "$1 failed, see $OUT/log/$1"
-    return 1
-}
 
 # train DONE 'FILE …' COMMAND…: ma-align over the shards among the files; goes on from a checkpoint if all that it needs,
 # these files, and the command are the same.

@@ -1,11 +1,10 @@
 /* final: a leaf is told of when its gradient will not change any more in a backward pass, and not before: leaves used
  * several times, through views, in checkpoints and in checkpoints within them, in graphs that change. */
 #include "../tap.h"
-#include "../../common/ops.h"
-
 #include <string.h>
 
-enum { ROWS = 4, WIDTH = 6, SIZE = WIDTH * WIDTH, LEAVES = 6 };
+enum { ROWS = 4, WIDTH = 6, LEAVES = 6 };
+#include "leaves.h"
 
 typedef struct net {
     ma_ctx *c;
@@ -26,12 +25,7 @@ static void final(void *self, ma_tensor *leaf) {
 
 static net net_new(ma_device *d) {
     net n = {.c = ma_ctx_new(d, NULL)};
-    for (int k = 0; k < LEAVES; k++) {
-        float x[SIZE];
-        for (int i = 0; i < SIZE; i++) x[i] = (float)((i * 7 + k * 5) % 13 - 6) / 16;
-        n.leaf[k] = ma_leaf(n.c, ma_keep(n.c, MA_F32, MA_SHAPE(WIDTH, WIDTH)));
-        ma_put(n.c, n.leaf[k], x);
-    }
+    make_leaves(n.c, n.leaf);
     return n;
 }
 

@@ -2,11 +2,10 @@
  * first, and whose kernels are the CPU's but set what they are told to: every gradient comes out as on the plain CPU,
  * through views, inputs that are one tensor, checkpoints, leaves that get nothing, several passes into one gradient. */
 #include "../tap.h"
-#include "../../common/ops.h"
-
 #include <string.h>
 
-enum { ROWS = 6, WIDTH = 8, SIZE = WIDTH * WIDTH, LEAVES = 6, PASSES = 3 };
+enum { ROWS = 6, WIDTH = 8, LEAVES = 6, PASSES = 3 };
+#include "leaves.h"
 
 static ma_kernel plain[MA_NOPS];
 static void *(*plain_alloc)(ma_device *, size_t);
@@ -66,12 +65,7 @@ typedef struct net {
 
 static net net_new(ma_device *d) {
     net n = {.c = ma_ctx_new(d, NULL)};
-    for (int k = 0; k < LEAVES; k++) {
-        float x[SIZE];
-        for (int i = 0; i < SIZE; i++) x[i] = (float)((i * 7 + k * 5) % 13 - 6) / 16;
-        n.leaf[k] = ma_leaf(n.c, ma_keep(n.c, MA_F32, MA_SHAPE(WIDTH, WIDTH)));
-        ma_put(n.c, n.leaf[k], x);
-    }
+    make_leaves(n.c, n.leaf);
     return n;
 }
 
