@@ -232,6 +232,31 @@ float *ma_array_f32(const ma_array *a, ma_err *e) {
     return out;
 }
 
+/* Looked at block by block, which goes many at a time. */
+static size_t half_not_finite(const uint16_t *half, size_t n) {
+    enum { BLOCK = 1024 };
+    size_t at = 0;
+    for (; at < n; at += BLOCK) {
+        size_t count = n - at < BLOCK ? n - at : BLOCK;
+        uint16_t most = 0; /* of the exponents */
+        for (size_t k = 0; k < count; k++) {
+            uint16_t exponent = half[at + k] & 0x7c00;
+            most = exponent > most ? exponent : most;
+        }
+        if (most == 0x7c00) break;
+    }
+    while (at < n && (half[at] & 0x7c00) != 0x7c00) at++;
+    return at < n ? at : n;
+}
+
+size_t ma_array_not_finite(const ma_array *a) {
+    const float *v = a->data;
+    size_t n = ma_array_count(a), k = 0;
+    if (a->type == MA_F16) return half_not_finite(a->data, n);
+    while (a->type == MA_F32 && k < n && isfinite(v[k])) k++;
+    return a->type == MA_F32 ? k : n;
+}
+
 char *ma_shape_text(char *out, int nd, const int64_t *n) {
     const size_t room = 160;
     size_t at = 0;

@@ -44,6 +44,9 @@ int ma_array_new(ma_array *, ma_type, int nd, const int64_t *n, ma_err *);
 void ma_array_free(ma_array *);
 /* The array as fp32, owned by the caller (ma_release). NULL: out of memory or not a number type. */
 float *ma_array_f32(const ma_array *, ma_err *);
+/* The first element of an f16 or f32 array that is NaN or infinite; their count: none is, as in arrays of other types.
+ */
+size_t ma_array_not_finite(const ma_array *);
 /* "24x10x15x768", for messages. out holds at least 160 bytes; returns out. */
 char *ma_shape_text(char *out, int nd, const int64_t *n);
 

@@ -10,7 +10,6 @@
 #include "npy.h"
 #include "rng.h"
 
-#include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,14 +53,6 @@ bool ma_dataset_once(const ma_cli *cli) {
     return !cli->inputs.n;
 }
 
-static bool finite_array(const ma_array *a) {
-    const float *f = a->data;
-    size_t n = ma_array_count(a), k = 0;
-    if (a->type == MA_F16) return ma_half_not_finite(a->data, n) == n;
-    while (a->type == MA_F32 && k < n && isfinite(f[k])) k++;
-    return a->type != MA_F32 || k == n;
-}
-
 /* ---- the threads */
 
 /* Member k of a sample. The array is the member's own bytes, moved to where numbers may stand. */
@@ -77,7 +68,8 @@ static int read_member(const ma_dataset *d, const ma_sample *s, int k, ma_array 
     if (a->type != MA_F16 && a->type != MA_F32 && a->type != MA_BOOL)
         return ma_fail(why, MA_SHAPE, "%s: %s is neither f16 nor f32 nor bool", s->key, ext);
     if ((uintptr_t)a->data % sizeof(float)) a->data = memmove(m->data, a->data, ma_array_bytes(a));
-    if (!finite_array(a)) return ma_fail(why, MA_NOTFINITE, "%s: %s holds NaN or infinity", s->key, ext);
+    if (ma_array_not_finite(a) < ma_array_count(a))
+        return ma_fail(why, MA_NOTFINITE, "%s: %s holds NaN or infinity", s->key, ext);
     return 0;
 }
 

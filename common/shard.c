@@ -78,29 +78,12 @@ int ma_sample_put_array(ma_sample *s, const char *ext, const ma_array *a, ma_err
     return ma_sample_put(s, ext, b.data, b.size, e);
 }
 
-/* Looked at block by block, which goes many at a time. */
-size_t ma_half_not_finite(const uint16_t *half, size_t n) {
-    enum { BLOCK = 1024 };
-    size_t at = 0;
-    for (; at < n; at += BLOCK) {
-        size_t count = n - at < BLOCK ? n - at : BLOCK;
-        uint16_t most = 0; /* of the exponents */
-        for (size_t k = 0; k < count; k++) {
-            uint16_t exponent = half[at + k] & 0x7c00;
-            most = exponent > most ? exponent : most;
-        }
-        if (most == 0x7c00) break;
-    }
-    while (at < n && (half[at] & 0x7c00) != 0x7c00) at++;
-    return at < n ? at : n;
-}
-
 static int not_half(const ma_sample *s, const char *ext, size_t at, double value, ma_err *e) {
     return ma_fail(e, MA_NOTFINITE, "%s.%s: element %zu is %g: not a half-precision number", s->key, ext, at, value);
 }
 
 int ma_sample_put_half(ma_sample *s, const char *ext, const ma_array *a, ma_buf *npy, ma_err *e) {
-    size_t count = ma_array_count(a), bad = ma_half_not_finite(a->data, count);
+    size_t count = ma_array_count(a), bad = ma_array_not_finite(a);
     if (bad < count) return not_half(s, ext, bad, (double)ma_f16_to_f32(((const uint16_t *)a->data)[bad]), e);
     const ma_buf b = *npy;
     *npy = (ma_buf){0};
@@ -114,7 +97,7 @@ int ma_sample_put_f16(ma_sample *s, const char *ext, const float *v, int nd, con
     if (ma_npy_begin(&a, &npy, NULL)) return ma_fail(e, MA_MEMORY, "%s.%s: out of memory", s->key, ext);
     size_t count = ma_array_count(&a);
     ma_from_f32(a.data, v, MA_F16, count);
-    size_t bad = ma_half_not_finite(a.data, count);
+    size_t bad = ma_array_not_finite(&a);
     if (bad == count) return ma_sample_put(s, ext, npy.data, npy.size, e);
     ma_buf_free(&npy);
     return not_half(s, ext, bad, (double)v[bad], e);

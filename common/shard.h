@@ -41,8 +41,6 @@ int ma_sample_put_f16(ma_sample *, const char *ext, const float *, int nd, const
 /* The same for values in half precision already, in an .npy that ma_npy_begin made, which is taken over where they are
  * finite. */
 int ma_sample_put_half(ma_sample *, const char *ext, const ma_array *, ma_buf *npy, ma_err *);
-/* The first of n numbers in half precision that is NaN or infinite; n: none is. */
-size_t ma_half_not_finite(const uint16_t *, size_t n);
 /* The member as an array. Missing is MA_MISSING. The caller frees it. */
 int ma_sample_array(const ma_sample *, const char *ext, ma_array *out, ma_err *);
 void ma_sample_drop(ma_sample *, const char *ext);

@@ -22,7 +22,6 @@
 
 #include <dirent.h>
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -299,14 +298,6 @@ static uint8_t *make_valid(const float *const uv[2], int64_t n, ma_err *e) {
     return valid;
 }
 
-static bool all_finite(const ma_array *a) {
-    const float *v = a->data;
-    size_t n = ma_array_count(a), k = 0;
-    if (a->type == MA_F16) return ma_half_not_finite(a->data, n) == n;
-    while (k < n && isfinite(v[k])) k++;
-    return k == n;
-}
-
 /* In half precision. */
 static int put_npy(ma_sample *s, const char *ext, job *j, int back, ma_err *e) {
     const ma_array *a = &j->uv[back];
@@ -319,7 +310,8 @@ static int put_npy(ma_sample *s, const char *ext, job *j, int back, ma_err *e) {
 static int put_flow(ma_sample *s, job *j, const float *const uv[2], ma_err *e) {
     const int64_t *shape = j->uv[0].n, n = shape[0];
     for (int back = 0; back <= bidirectional; back++)
-        if (!all_finite(&j->uv[back])) return ma_fail(e, MA_NOTFINITE, "%s: the flow is not finite", s->key);
+        if (ma_array_not_finite(&j->uv[back]) < ma_array_count(&j->uv[back]))
+            return ma_fail(e, MA_NOTFINITE, "%s: the flow is not finite", s->key);
     uint8_t *valid = bidirectional ? make_valid(uv, n, e) : NULL;
     int rc = bidirectional && !valid ? -1 : 0;
     ma_sample_drop(s, "flow-valid.npy");
