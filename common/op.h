@@ -71,6 +71,7 @@ typedef enum { MA_NONE, MA_RELU, MA_SIGMOID, MA_TANH, MA_SILU, MA_GELU, MA_GELU_
     X(GRU_UPDATE, gru_update)                                                                                          \
     X(CAST, cast)                                                                                                      \
     X(PIXELS, pixels)                                                                                                  \
+    X(DIFFUSE, diffuse)                                                                                                \
     X(MOMENTS, moments)                                                                                                \
     X(CAUSAL_NORM, causal_norm)
 
@@ -148,7 +149,8 @@ typedef struct ma_device {
     bool plan;                                             /* sizes only: nothing is computed, addresses are NULL */
     void *(*alloc)(struct ma_device *, size_t);            /* 256-byte aligned; NULL: out of memory */
     void (*release)(struct ma_device *, void *);
-    /* The host's memory, which put, get, zero, cast to another type and adam take for the device's. Both NULL: it is. */
+    /* The host's memory, which put, get, move, zero, cast to another type and adam take for the
+     * device's. Both NULL: it is. */
     void *(*alloc_host)(struct ma_device *, size_t);       /* 256-byte aligned; NULL: out of memory */
     void (*release_host)(struct ma_device *, void *);
     int (*put)(struct ma_device *, void *dst, const void *host, size_t);

@@ -411,6 +411,18 @@ ma_tensor *ma_pixels(ma_ctx *c, ma_tensor *x, const ma_colours *m, int64_t width
     return ma_run(c, &call);
 }
 
+ma_tensor *ma_diffuse(ma_ctx *c, ma_tensor *posterior, const ma_noising *how, int64_t step, double scale) {
+    if (!posterior) return NULL;
+    const int64_t *n = posterior->n;
+    if (posterior->nd != 5 || n[1] % 2 || (posterior->type != MA_F32 && posterior->type != MA_F16))
+        return mismatch(c, MA_OP_DIFFUSE, posterior, NULL);
+    ma_tensor *out = ma_new(c, MA_F32, 5, (int64_t[]){2 * n[0], n[2], n[3], n[4], n[1] / 2}),
+              *table = ma_new(c, MA_U8, 2, (int64_t[]){n[0], sizeof *how});
+    if (!table || ma_put_raw(c, table, how)) return NULL;
+    ma_call call = {.op = MA_OP_DIFFUSE, .f = {scale}, .i = {step}, .in = {posterior, table}, .out = out};
+    return ma_run(c, &call);
+}
+
 ma_tensor *ma_embed(ma_ctx *c, ma_tensor *table, ma_tensor *at) {
     if (!table || !at) return NULL;
     if (table->nd != 2 || at->nd >= MA_DIMS || at->type != MA_F32) return mismatch(c, MA_OP_EMBED, table, at);

@@ -123,11 +123,21 @@ ma_tensor *ma_gru_update(ma_ctx *, ma_tensor *h, ma_tensor *of_h, ma_tensor *of_
 ma_tensor *ma_cast(ma_ctx *, ma_tensor *x, ma_type, int64_t width);
 
 /* Bytes of pictures to numbers of the context's type, each colour's own: x·mul + add, zeros behind them.
- * x u8 (…, 3) → (…, width), width ≥ 3.   f[0..2] mul, f[3..5] add. The one op that takes u8; no gradient. */
+ * x u8 (…, 3) → (…, width), width ≥ 3.   f[0..2] mul, f[3..5] add. No gradient. */
 typedef struct ma_colours {
     double mul[3], add[3];
 } ma_colours;
 ma_tensor *ma_pixels(ma_ctx *, ma_tensor *x, const ma_colours *, int64_t width);
+
+/* What a diffusion model learns from: x0 = scale·(mean + deviation·ε') of a stored posterior, x = signal·x0 + noise·ε and
+ * v = signal·ε - noise·x0. The normals ε' and ε are streams POSTERIOR and NOISE of rng.h at that step, in the order of
+ * the result. posterior f32 or f16 (B,2C,T,h,w): mean, log-variance; how: B of them
+ * → f32 (2B,T,h,w,C): B times x, then B times v.   f[0] scale; i[0] step; in[1] u8 (B, sizeof(ma_noising)) */
+typedef struct ma_noising {
+    float signal, noise; /* √ᾱ, √(1-ᾱ) at the sample's time */
+    uint32_t key[2];     /* of ma_rng_make with the sample's seed and name */
+} ma_noising;
+ma_tensor *ma_diffuse(ma_ctx *, ma_tensor *posterior, const ma_noising *how, int64_t step, double scale);
 
 /* What frozen encoders use; no gradients. A residual stream in f32 beside 16-bit weights neither overflows nor loses what
  * is added to it: hence the types.

@@ -8,25 +8,10 @@
  * Trap minded: a device that computes log and cos otherwise gives the same normals to rounding, not to the bit.
  */
 #include "rng.h"
-
-#include <math.h>
-
-static inline void philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]) {
-    uint32_t k0 = key[0], k1 = key[1], c0 = counter[0], c1 = counter[1], c2 = counter[2], c3 = counter[3];
-    for (int round = 0; round < 10; round++) {
-        uint64_t p0 = 0xd2511f53ull * c0, p1 = 0xcd9e8d57ull * c2;
-        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-        c1 = (uint32_t)p1;
-        c3 = (uint32_t)p0;
-        k0 += 0x9e3779b9; /* the golden ratio, and √3 - 1 */
-        k1 += 0xbb67ae85;
-    }
-    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
-}
+#include "philox.h"
 
 void ma_philox(const uint32_t key[2], const uint32_t counter[4], uint32_t out[4]) {
-    philox(key, counter, out);
+    ma_philox_block(key, counter, out);
 }
 
 /* The finaliser of splitmix64: every bit in changes every bit out with a chance of a half. */
@@ -51,14 +36,7 @@ ma_rng ma_rng_make(uint64_t seed, const char *name, uint64_t step, ma_purpose pu
 
 static inline void block(const ma_rng *r, uint64_t index, uint32_t out[4]) {
     const uint32_t counter[4] = {(uint32_t)index, (uint32_t)(index >> 32), r->high[0], r->high[1]};
-    philox(r->key, counter, out);
-}
-
-/* Box and Muller: two words, two independent normals. u > 0, so the logarithm is finite. */
-static inline void normals(const uint32_t word[2], double out[2]) {
-    double u = (word[0] + 0.5) * 0x1p-32, angle = 2 * M_PI * (word[1] * 0x1p-32), radius = sqrt(-2 * log(u));
-    out[0] = radius * cos(angle);
-    out[1] = radius * sin(angle);
+    ma_philox_block(r->key, counter, out);
 }
 
 static void draw(ma_rng *r, uint32_t out[4]) {
@@ -79,7 +57,7 @@ double ma_rng_normal(ma_rng *r) {
     uint32_t word[4];
     double pair[2];
     draw(r, word);
-    normals(word, pair);
+    ma_philox_normals(word, pair);
     return pair[0];
 }
 
@@ -97,12 +75,9 @@ enum { PARALLEL = 1 << 14 };
 void ma_rng_fill_normal(const ma_rng *r, float *out, size_t n) {
 #pragma omp parallel for if (n >= PARALLEL)
     for (size_t i = 0; i < n; i += 4) {
-        uint32_t word[4];
-        double z[4];
-        block(r, i / 4, word);
-        normals(word, z);
-        normals(word + 2, z + 2);
-        for (size_t k = 0; k < 4 && i + k < n; k++) out[i + k] = (float)z[k];
+        float z[4];
+        ma_philox_four(r->key, r->high, i / 4, z);
+        for (size_t k = 0; k < 4 && i + k < n; k++) out[i + k] = z[k];
     }
 }
 

@@ -892,9 +892,15 @@ static int run_forward(ma_ctx *c, ma_call *call) {
     return 0;
 }
 
+/* Whether the device has the op for numbers of this type; two take what files hold, and look at the type themselves. */
+static bool takes(const ma_device *d, const ma_call *call) {
+    const bool any = call->op == MA_OP_PIXELS || call->op == MA_OP_DIFFUSE;
+    return d->fwd[call->op] && (any || d->types[call->in[0]->type]);
+}
+
 ma_tensor *ma_run(ma_ctx *c, ma_call *call) {
     if (ma_failed(c) || !call->out) return NULL;
-    if (!c->dev->fwd[call->op] || !(c->dev->types[call->in[0]->type] || call->op == MA_OP_PIXELS)) {
+    if (!takes(c->dev, call)) {
         kernel_failed(c, call, "");
         return NULL;
     }

@@ -4,6 +4,7 @@
 #define CASES_H
 
 #include "../../common/ops.h"
+#include "../../common/rng.h"
 #include "../tap.h"
 
 #include <string.h>
@@ -268,6 +269,42 @@ static void def_pixels(const op_case *k, double *const *in, double *out) {
     }
 }
 
+/* A few samples' noising: i[0] the step; i[1]: the posterior is f16. */
+static void noisings(ma_noising *how, int64_t n) {
+    for (int64_t b = 0; b < n; b++) {
+        const ma_rng rng = ma_rng_make(5, (char[]){(char)('a' + b), 0}, 0, MA_RNG_TEST);
+        how[b] = (ma_noising){.signal = 0.9f / (float)(b + 1), .noise = 0.3f * (float)(b + 1)};
+        memcpy(how[b].key, rng.key, sizeof rng.key);
+    }
+}
+
+static void def_diffuse(const op_case *k, double *const *in, double *out) {
+    const int64_t *n = k->in[0], batch = n[0], channels = n[1] / 2, plane = n[2] * n[3] * n[4], count = channels * plane;
+    ma_noising how[8];
+    noisings(how, batch);
+    for (int64_t b = 0; b < batch; b++) {
+        float *z[2];
+        for (int j = 0; j < 2; j++) {
+            ma_rng rng = ma_rng_make(0, NULL, (uint64_t)k->i[0], j ? MA_RNG_NOISE : MA_RNG_POSTERIOR);
+            memcpy(rng.key, how[b].key, sizeof rng.key);
+            z[j] = ma_alloc((size_t)count, sizeof *z[j]);
+            ma_rng_fill_normal(&rng, z[j], (size_t)count);
+        }
+        for (int64_t e = 0; e < count; e++) {
+            double two[2];
+            for (int j = 0; j < 2; j++) {
+                two[j] = in[0][((2 * b + j) * channels + e % channels) * plane + e / channels];
+                if (k->i[1]) two[j] = ma_f16_to_f32(ma_f32_to_f16((float)two[j]));
+            }
+            double x0 = k->f[0] * (two[0] + exp(fmin(fmax(two[1], -30), 20) / 2) * z[0][e]);
+            out[b * count + e] = how[b].signal * x0 + how[b].noise * z[1][e];
+            out[(batch + b) * count + e] = how[b].signal * z[1][e] - how[b].noise * x0;
+        }
+        ma_release(z[0]);
+        ma_release(z[1]);
+    }
+}
+
 /* Numbers that are no row's take the nearest. */
 static void def_embed(const op_case *k, double *const *in, double *out) {
     int64_t width = k->in[0][1];
@@ -432,6 +469,22 @@ static ma_tensor *run_pixels(ma_ctx *c, ma_tensor **in, const op_case *k) {
     ma_release(host);
     return ma_pixels(c, bytes, &m, k->i[0]);
 }
+
+static ma_tensor *run_diffuse(ma_ctx *c, ma_tensor **in, const op_case *k) {
+    ma_noising how[8];
+    ma_tensor *posterior = in[0];
+    noisings(how, in[0]->n[0]);
+    if (k->i[1]) {
+        const size_t n = (size_t)ma_count(in[0]);
+        float *values = ma_alloc(n, sizeof *values);
+        posterior = ma_new(c, MA_F16, in[0]->nd, in[0]->n);
+        ma_get(c, in[0], values);
+        ma_from_f32(values, values, MA_F16, n);
+        ma_put_raw(c, posterior, values);
+        ma_release(values);
+    }
+    return ma_diffuse(c, posterior, how, k->i[0], k->f[0]);
+}
 CALL(rms_norm, ma_rms_norm(c, in[0], in[1], k->f[0]))
 CALL(linear_add, ma_linear_add(c, in[0], in[1], in[2], in[3]))
 CALL(attention_relative, ma_attention_relative(c, in[0], in[1], in[2], in[3], k->f[0]))
@@ -559,6 +612,8 @@ static const op_case cases[] = {
     {"pixels, packs", DEFINED(PIXELS, pixels), .in = {{4, 26, 3}}, .fixed = 1, .i = {3}, .f = {0.01, 0.5}},
     {"pixels, widened", DEFINED(PIXELS, pixels), .in = {{1, 2, 130, 3}}, .fixed = 1, .i = {8}, .f = {1 / 127.5, -1}},
     {"pixels, widened by two", DEFINED(PIXELS, pixels), .in = {{2, 3, 3}}, .fixed = 1, .i = {5}, .f = {1, 0}},
+    {"diffuse", DEFINED(DIFFUSE, diffuse), .in = {{3, 6, 5, 3, 7}}, .fixed = 1, .i = {7}, .f = {0.9}},
+    {"diffuse, of f16", DEFINED(DIFFUSE, diffuse), .in = {{2, 32, 3, 5, 8}}, .fixed = 1, .i = {123456, 1}, .f = {2}},
     {"embed", DEFINED(EMBED, embed), .in = {{5, 7}, {3, 4}}, .fixed = 2},
     {"embed, wide", DEFINED(EMBED, embed), .in = {{3, 520}, {2, 70}}, .fixed = 2},
     {"rms_norm", DEFINED(RMS_NORM, rms_norm), .in = {{3, 4, 7}, {7}}, .f = {1e-6}},
