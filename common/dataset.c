@@ -2,7 +2,8 @@
  * has room, and a few samples more; the caller's thread only takes them in, in their order, and draws. At the end of an
  * epoch the threads go on with the next, while the window is drawn empty.
  *
- * Limits: all that a sample's members hold stays in memory as it was read, but nothing twice.
+ * Limits: all that a sample's members hold stays in memory as it was read, or for a device that reads the host's memory
+ * where it does (pinned.h), but nothing twice.
  * Trap: what a sample must look like is known once the first good one has been taken in, so shapes are compared there,
  * and a sample's faults are told in the order of its members, whoever found them. */
 #include "dataset.h"
@@ -22,7 +23,8 @@ struct ma_dataset {
     ma_stage stage; /* what the threads do */
     ma_inputs *in;
     ma_ahead *ahead;
-    ma_err late; /* of opening the next epoch */
+    ma_pinned *pinned; /* NULL: none */
+    ma_err late;       /* of opening the next epoch */
     ma_item *window;
     int64_t held, epoch, draws, seen; /* seen: good samples of this epoch */
     bool ended;                       /* this epoch is read to its end; the next begins when the window is empty */
@@ -39,7 +41,18 @@ typedef struct draft {
     ma_err why;
 } draft;
 
+/* What is not the sample's. */
+static void give_back(ma_item *item) {
+    for (int k = 0; k < MA_ITEM_ARRAYS; k++) {
+        if (!(item->far >> k & 1)) continue;
+        ma_pinned_give(item->pinned, item->a[k].data, ma_array_bytes(&item->a[k]));
+        item->a[k].data = NULL;
+    }
+    item->far = 0;
+}
+
 void ma_item_free(ma_item *item) {
+    give_back(item);
     for (int k = 0; k < MA_ITEM_ARRAYS && !item->sample; k++) ma_array_free(&item->a[k]);
     if (!item->sample) free(item->key);
     ma_sample_free(item->sample);
@@ -55,10 +68,26 @@ bool ma_dataset_once(const ma_cli *cli) {
 
 /* ---- the threads */
 
-/* Member k of a sample. The array is the member's own bytes, moved to where numbers may stand. */
-static int read_member(const ma_dataset *d, const ma_sample *s, int k, ma_array *a, ma_err *why) {
+/* Array k, which lies in the member's bytes m, goes where the device reads it itself; where that cannot be had it
+ * stays in these bytes, moved to where numbers may stand. */
+static void place(const ma_dataset *d, const ma_member *m, ma_item *item, int k) {
+    ma_array *a = &item->a[k];
+    const size_t size = ma_array_bytes(a);
+    void *block = d->pinned && size ? ma_pinned_take(d->pinned, size) : NULL;
+    if (block) {
+        a->data = memcpy(block, a->data, size);
+        item->pinned = d->pinned;
+        item->far |= 1u << k;
+    } else if ((uintptr_t)a->data % sizeof(float)) {
+        a->data = memmove(m->data, a->data, size);
+    }
+}
+
+/* Member k of a sample. */
+static int read_member(const ma_dataset *d, const ma_sample *s, int k, ma_item *item, ma_err *why) {
     const char *ext = d->o.member[k];
-    ma_member *m = ma_sample_get(s, ext);
+    ma_array *a = &item->a[k];
+    const ma_member *m = ma_sample_get(s, ext);
     if (!m && d->o.optional[k]) return 0;
     if (!m) return ma_fail(why, MA_MISSING, "%s.%s: not in the sample", s->key, ext);
     char *name = ma_format("%s.%s", s->key, ext);
@@ -67,16 +96,22 @@ static int read_member(const ma_dataset *d, const ma_sample *s, int k, ma_array 
     if (rc) return -1;
     if (a->type != MA_F16 && a->type != MA_F32 && a->type != MA_BOOL)
         return ma_fail(why, MA_SHAPE, "%s: %s is neither f16 nor f32 nor bool", s->key, ext);
-    if ((uintptr_t)a->data % sizeof(float)) a->data = memmove(m->data, a->data, ma_array_bytes(a));
+    place(d, m, item, k);
     if (ma_array_not_finite(a) < ma_array_count(a))
         return ma_fail(why, MA_NOTFINITE, "%s: %s holds NaN or infinity", s->key, ext);
     return 0;
 }
 
-static bool is_asked_for(const ma_dataset *d, const char *ext) {
+/* Whether an array lies in a member's bytes, or will: one that is asked for twice may be needed for one of them. */
+static bool is_needed(const ma_dataset *d, const ma_item *item, const char *ext) {
     for (int k = 0; k < d->o.members; k++)
-        if (!strcmp(d->o.member[k], ext)) return true;
+        if (!(item->far >> k & 1) && !strcmp(d->o.member[k], ext)) return true;
     return false;
+}
+
+static void drop_rest(const ma_dataset *d, ma_sample *s, const ma_item *item) {
+    for (int k = s->n; k-- > 0;)
+        if (!is_needed(d, item, s->m[k].ext)) ma_sample_drop(s, s->m[k].ext);
 }
 
 static void *read_draft(void *self, ma_sample **s, ma_err *why) {
@@ -84,16 +119,27 @@ static void *read_draft(void *self, ma_sample **s, ma_err *why) {
     draft *x = calloc(1, sizeof *x);
     if (!x) return ma_fail(why, MA_MEMORY, "dataset: out of memory"), NULL;
     x->bad = -1;
-    for (int k = (*s)->n; k-- > 0;)
-        if (!is_asked_for(d, (*s)->m[k].ext)) ma_sample_drop(*s, (*s)->m[k].ext);
+    drop_rest(d, *s, &x->item);
     for (int k = 0; k < d->o.members && x->bad < 0; k++)
-        if (read_member(d, *s, k, &x->item.a[k], &x->why)) x->bad = k;
+        if (read_member(d, *s, k, &x->item, &x->why)) x->bad = k;
+    drop_rest(d, *s, &x->item);
     return x;
 }
 
 static void free_draft(void *self, void *pre) {
+    draft *x = pre;
     (void)self;
-    free(pre); /* the arrays are the sample's */
+    give_back(&x->item);
+    free(x);
+}
+
+/* Beside the sample's. */
+static size_t draft_bytes(const void *pre) {
+    const draft *x = pre;
+    size_t sum = 0;
+    for (int k = 0; k < MA_ITEM_ARRAYS; k++)
+        if (x->item.far >> k & 1) sum += ma_array_bytes(&x->item.a[k]);
+    return sum;
 }
 
 static void stop_reading(ma_dataset *d) {
@@ -105,7 +151,7 @@ static void stop_reading(ma_dataset *d) {
 
 static int start_reading(ma_dataset *d, ma_err *e) {
     const int threads = omp_get_max_threads();
-    d->stage = (ma_stage){.self = d, .prepare = read_draft, .release = free_draft};
+    d->stage = (ma_stage){.self = d, .prepare = read_draft, .release = free_draft, .bytes = draft_bytes};
     d->stage.ahead = d->o.window + (SPARE - 1) * threads;
     d->in = ma_inputs_open(d->o.cli, false, e);
     d->ahead = d->in ? ma_ahead_start(&d->stage, d->in, threads, e) : NULL;
@@ -126,6 +172,7 @@ ma_dataset *ma_dataset_open(const ma_dataset_opts *o, ma_err *e) {
         return NULL;
     }
     d->o = *o;
+    d->pinned = ma_pinned_new(o->device);
     if (once) d->o.epochs = 1;
     if (!start_reading(d, e)) return d;
     ma_dataset_close(d);
@@ -136,6 +183,7 @@ void ma_dataset_close(ma_dataset *d) {
     if (!d) return;
     stop_reading(d);
     for (int64_t k = 0; k < d->held; k++) ma_item_free(&d->window[k]);
+    ma_pinned_free(d->pinned);
     free(d->window);
     free(d);
 }
@@ -151,7 +199,7 @@ static bool same_shape(const ma_array *a, const ma_array *b) {
 static int compare(const ma_dataset *d, const ma_sample *s, const draft *x, int k, ma_err *why) {
     const char *ext = d->o.member[k];
     const ma_array *a = &x->item.a[k], *like = &d->like[k];
-    const bool here = ma_sample_get(s, ext) != NULL;
+    const bool here = a->data || ma_sample_get(s, ext);
     if (d->o.optional[k] && d->begun && here != (like->nd > 0))
         return ma_fail(why, MA_SHAPE, "%s: has %s %s, unlike the first sample", s->key, here ? "a" : "no", ext);
     if (d->o.optional[k] && !here) return 0;
@@ -195,7 +243,7 @@ static int take_ticket(ma_dataset *d, ma_ticket *t, ma_todo todo, ma_err *e) {
     ma_err why = t->why;
     draft *x = t->pre;
     t->pre = NULL;
-    if (x) take(d, &t->s, x, &why);
+    if (x && take(d, &t->s, x, &why)) give_back(&x->item);
     if (why.reason) rc = bad(d, t->s, &why, e);
     ma_sample_free(t->s);
     t->s = NULL;

@@ -5,6 +5,7 @@
 #ifndef MA_DATASET_H
 #define MA_DATASET_H
 
+#include "pinned.h"
 #include "stage.h"
 
 enum { MA_ITEM_ARRAYS = 4 };
@@ -14,6 +15,8 @@ typedef struct ma_item {
     char *key;
     ma_array a[MA_ITEM_ARRAYS];
     ma_sample *sample; /* whose key and arrays these are; NULL: the item's own */
+    unsigned far;      /* bit k: a[k] is a block of pinned, which the device reads itself: until then it must stay */
+    ma_pinned *pinned;
 } ma_item;
 
 typedef struct ma_dataset_opts {
@@ -23,9 +26,11 @@ typedef struct ma_dataset_opts {
     int members;
     int64_t window; /* 1: in the order of the files */
     uint64_t seed;
-    int64_t epochs;  /* 0: without end, or once where the input can be read once only */
-    ma_tally *tally; /* samples with a missing member, a shape unlike the first one's, or a NaN are skipped,
-                        and in the first epoch named and counted; NULL: in silence */
+    int64_t epochs;           /* 0: without end, or once where the input can be read once only */
+    ma_tally *tally;          /* samples with a missing member, a shape unlike the first one's, or a NaN are skipped,
+                                 and in the first epoch named and counted; NULL: in silence */
+    struct ma_device *device; /* arrays are put where it reads them itself, as far as there is such memory and room in
+                                 it; NULL: nowhere but where they were read */
 } ma_dataset_opts;
 
 typedef struct ma_dataset ma_dataset;
@@ -38,7 +43,7 @@ int ma_dataset_next(ma_dataset *, ma_item *, ma_err *);
  * it. */
 const ma_array *ma_dataset_shape(ma_dataset *, int member, ma_err *);
 double ma_dataset_waited(ma_dataset *); /* seconds spent in next since the last call */
-void ma_dataset_close(ma_dataset *);
+void ma_dataset_close(ma_dataset *);    /* its items must have been freed */
 void ma_item_free(ma_item *);
 
 #endif

@@ -14,25 +14,64 @@
 
 /* ---- batches ---- */
 
-/* Numbers of another type are copied as they are, and the device casts them: it is the faster by far. */
-static int put_cast(ma_ctx *c, ma_tensor *to, const ma_array *a) {
-    ma_device *d = ma_ctx_device(c);
-    ma_tensor *raw = ma_new(c, a->type, to->nd, to->n);
-    if (ma_put_raw(c, raw, a->data)) return -1;
-    if (d->plan || !d->cast(d, to->data, to->type, raw->data, raw->type, ma_count(to))) return 0;
-    return ma_fail(ma_ctx_err(c), MA_DEVICE, "%s: a cast: %s", d->name, d->failure ? d->failure : "");
+static const size_t MOST_RAW = (size_t)64 << 20; /* bytes that wait for their cast: little beside a batch */
+
+static int device_failed(ma_ctx *c, const char *what) {
+    const ma_device *d = ma_ctx_device(c);
+    return ma_fail(ma_ctx_err(c), MA_DEVICE, "%s: %s: %s", d->name, what, d->failure ? d->failure : "");
 }
 
-static int put_item(ma_ctx *c, ma_tensor *to, const ma_array *a) {
-    if (a->type == to->type) return ma_put_raw(c, to, a->data);
-    if (a->type == MA_F16 || a->type == MA_F32) return put_cast(c, to, a);
+/* Member k of an item as it is. Where the device reads it itself, that is all there is to do. */
+static int put_item(ma_ctx *c, ma_tensor *to, const ma_item *item, int k) {
+    ma_device *d = ma_ctx_device(c);
+    const ma_array *a = &item->a[k];
+    if (!(item->far >> k & 1)) return ma_put_raw(c, to, a->data);
+    return d->move(d, to->data, a->data, ma_bytes(to)) ? device_failed(c, "a copy") : 0;
+}
+
+/* By the host: of a type that the device may not cast. */
+static int convert(ma_ctx *c, ma_tensor *to, const ma_array *a) {
     float *host = ma_array_f32(a, ma_ctx_err(c));
     const int rc = host ? ma_put(c, to, host) : -1;
     ma_release(host);
     return rc;
 }
 
-ma_tensor *ma_items_tensor(ma_ctx *c, const ma_item *items, int n, int k, bool f32) {
+static int fill(ma_ctx *c, ma_tensor *to, const ma_item *items, int n, int k);
+
+static int fill_rows(ma_ctx *c, ma_tensor *to, int from, int n, const ma_item *items, int k) {
+    const ma_mark_t mark = ma_mark(c);
+    ma_tensor *rows = ma_rows(c, to, from, n);
+    if (!rows || fill(c, rows, items + from, n, k)) return -1;
+    ma_rewind(c, mark);
+    return 0;
+}
+
+/* Numbers of another type are copied as they are, and the device casts them all at once: it is the faster by far. */
+static int fill_cast(ma_ctx *c, ma_tensor *to, ma_type from, const ma_item *items, int n, int k) {
+    ma_device *d = ma_ctx_device(c);
+    const ma_mark_t mark = ma_mark(c);
+    ma_tensor *raw = ma_new(c, from, to->nd, to->n);
+    if (!raw || fill(c, raw, items, n, k)) return -1;
+    if (!d->plan && d->cast(d, to->data, to->type, raw->data, raw->type, ma_count(to)))
+        return device_failed(c, "a cast");
+    ma_rewind(c, mark);
+    return 0;
+}
+
+/* Member k of n items, of one shape, as the rows of a tensor: those of one type together, half by half what is too much
+ * at once. */
+static int fill(ma_ctx *c, ma_tensor *to, const ma_item *items, int n, int k) {
+    const ma_array *first = &items[0].a[k];
+    bool cast = first->type != to->type && (first->type == MA_F16 || first->type == MA_F32);
+    for (int b = 1; b < n && cast; b++) cast = items[b].a[k].type == first->type;
+    if (cast && (n == 1 || (size_t)ma_count(to) <= MOST_RAW / ma_type_size(first->type)))
+        return fill_cast(c, to, first->type, items, n, k);
+    if (n > 1) return fill_rows(c, to, 0, n / 2, items, k) || fill_rows(c, to, n / 2, n - n / 2, items, k) ? -1 : 0;
+    return first->type == to->type ? put_item(c, to, items, k) : convert(c, to, first);
+}
+
+static ma_tensor *items_as(ma_ctx *c, ma_type type, const ma_item *items, int n, int k) {
     const ma_array *first = &items[0].a[k];
     int64_t shape[MA_DIMS] = {n};
     if (!first->data) return NULL;
@@ -41,14 +80,16 @@ ma_tensor *ma_items_tensor(ma_ctx *c, const ma_item *items, int n, int k, bool f
         return NULL;
     }
     memcpy(shape + 1, first->n, (size_t)first->nd * sizeof *shape);
-    ma_tensor *t = ma_new(c, f32 ? MA_F32 : ma_get_type(c), first->nd + 1, shape);
-    for (int b = 0; b < n; b++) {
-        const ma_mark_t mark = ma_mark(c);
-        ma_tensor *row = ma_rows(c, t, b, 1);
-        if (!row || put_item(c, row, &items[b].a[k])) return NULL;
-        ma_rewind(c, mark);
-    }
-    return t;
+    ma_tensor *t = ma_new(c, type, first->nd + 1, shape);
+    return t && !fill(c, t, items, n, k) ? t : NULL;
+}
+
+ma_tensor *ma_items_tensor(ma_ctx *c, const ma_item *items, int n, int k, bool f32) {
+    return items_as(c, f32 ? MA_F32 : ma_get_type(c), items, n, k);
+}
+
+ma_tensor *ma_items_raw(ma_ctx *c, const ma_item *items, int n, int k) {
+    return items_as(c, items[0].a[k].type == MA_F16 ? MA_F16 : MA_F32, items, n, k);
 }
 
 /* ---- what the run was asked for ---- */
@@ -336,8 +377,15 @@ typedef struct step_log {
     char keys[320]; /* of the samples, for an error; the first of many */
 } step_log;
 
-static void forget(ma_item *items, int64_t n) {
-    for (int64_t k = 0; k < n; k++) ma_item_free(&items[k]);
+/* Once their loss is known the device has read what it reads itself. Where the context failed before, it may be at it
+ * still: it is waited for, by getting what comes after all that was queued. */
+static void forget(ma_ctx *c, ma_item *items, int64_t n) {
+    ma_device *d = ma_ctx_device(c);
+    char byte;
+    int64_t k = 0;
+    while (k < n && !items[k].far) k++;
+    if (k < n && ma_failed(c)) d->get(d, &byte, items[k].a[__builtin_ctz(items[k].far)].data, sizeof byte);
+    for (k = 0; k < n; k++) ma_item_free(&items[k]);
 }
 
 /* Adds "a, b, c" of a batch. */
@@ -458,7 +506,7 @@ static int micro(const ma_train *t, feed *f, int64_t step, bool last, bool more,
     log->forward += start - begun;
     if (!rc && last) ma_team_behind(t->team);
     if (!rc && loss) rc = ma_backward(t->ctx, loss, (double)n / whole_step(t));
-    forget(f->items, n);
+    forget(t->ctx, f->items, n);
     if (!rc && drawn && more) fetch(t, f);
     if (!rc && loss) ma_scalar(t->ctx, loss); /* waits for the backward pass */
     const double fetched = ma_dataset_waited(t->data);
@@ -638,7 +686,7 @@ int ma_train_plan(const ma_train *t, int64_t *samples, ma_err *e) {
     if (!rc) rc = loss ? ma_backward(t->ctx, loss, 1) : -1;
     ma_reset(t->ctx);
     if (ma_ctx_failed(t->ctx, e)) rc = -1;
-    if (items) forget(items, t->o->batch);
+    if (items) forget(t->ctx, items, t->o->batch);
     *samples = t->o->batch;
     free(items);
     ma_optim_free(optim);
@@ -682,7 +730,7 @@ int ma_train_run(const ma_train *t, int64_t *steps, ma_err *e) {
     if (log) fclose(log);
     *steps = at.step;
     cJSON_Delete(at.options);
-    if (f.there) forget(f.items, f.n);
+    if (f.there) forget(t->ctx, f.items, f.n);
     free(f.items);
     ma_optim_free(optim);
     return rc;

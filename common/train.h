@@ -74,7 +74,8 @@ typedef struct ma_train {
     const char *state; /* folder of checkpoints */
     size_t saved;      /* about how many bytes save() writes */
     void *self;
-    /* The loss of n samples, one fp32 element; NULL: the context has failed. */
+    /* The loss of n samples, one fp32 element; NULL: the context has failed. The items are there until its value is
+     * known. */
     ma_tensor *(*loss)(void *self, const ma_item *, int n, int64_t step, ma_parts *);
     /* Writes what users want of the weights into a folder. NULL: nothing more. */
     int (*save)(void *self, const char *folder, ma_err *);
@@ -89,6 +90,8 @@ int ma_train_run(const ma_train *, int64_t *steps, ma_err *e);
 /* Member k of n items as one tensor (n, …), of the context's type or fp32. NULL: an optional one that is not there, or
  * the context has failed. */
 ma_tensor *ma_items_tensor(ma_ctx *, const ma_item *, int n, int k, bool f32);
+/* The same in the type that the first has, f16 or f32; others are cast to it. */
+ma_tensor *ma_items_raw(ma_ctx *, const ma_item *, int n, int k);
 
 /* The plan of it, on a device that only counts: the optimiser's state and one forward and backward pass over a batch of
  * the first sample's shapes; no sample is drawn. What that takes stands in the context; *samples: of the batch. */

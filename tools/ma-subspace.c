@@ -98,7 +98,8 @@ static ma_dataset *open_data(const work *w, int members, int64_t window, int64_t
                                .window = window,
                                .seed = (uint64_t)cli.common.seed,
                                .epochs = epochs,
-                               .tally = tally};
+                               .tally = tally,
+                               .device = cli.verb == TRAIN ? w->dev : NULL};
     return ma_dataset_open(&o, e);
 }
 

@@ -145,12 +145,15 @@ void gpu_release(ma_device *d, void *p) {
     if (!d->plan && p) bad(here(d), cudaFree(p), "memory"); /* a plan's addresses are only names */
 }
 
-/* Pinned, and at the same address on the GPU, which goes over PCIe for it. */
+/* Pinned, and at the same address on the GPU, which goes over PCIe for it. Any thread may ask for some, so that why
+ * there is none is not noted. */
 void *gpu_alloc_host(ma_device *d, size_t size) {
     void *p = NULL;
-    if (d->plan || bad(here(d), cudaHostAlloc(&p, size ? size : 1, cudaHostAllocMapped), "the host's memory"))
-        return NULL;
-    return p;
+    if (d->plan) return NULL;
+    here(d);
+    if (cudaHostAlloc(&p, size ? size : 1, cudaHostAllocMapped) == cudaSuccess) return p;
+    cudaGetLastError(); /* this thread's */
+    return NULL;
 }
 
 void gpu_release_host(ma_device *d, void *p) {
@@ -265,7 +268,7 @@ int gpu_get(ma_device *d, void *host, const void *src, size_t size) {
 }
 
 int copy(gpu *g, void *dst, const void *src, size_t size) {
-    return bad(g, cudaMemcpyAsync(dst, src, size, cudaMemcpyDeviceToDevice, g->c.stream), "moving") ? -1 : 0;
+    return bad(g, cudaMemcpyAsync(dst, src, size, cudaMemcpyDefault, g->c.stream), "moving") ? -1 : 0; /* src: any */
 }
 
 /* From the front, in pieces that do not reach into themselves; where those would be small, by way of the detour. */

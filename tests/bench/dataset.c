@@ -1,12 +1,13 @@
 /* dataset: reading for training alone: samples and MB (of arrays) a second by threads, and MB by what the threads had
- * of the processors, of shards as ma-subspace train
- * reads them: features (24, 10, 15, 768) and flow (23, 128, 192, 2), both f16.
- *   dataset [-j THREADS] [--samples N] [--seconds S] [SHARD]…
+ * of the processors, of shards as ma-subspace train reads them: features (24, 10, 15, 768) and flow (23, 128, 192, 2),
+ * both f16. On a GPU into pinned memory, as for training there; with -d cpu as for the CPU.
+ *   dataset [-d DEVICE] [-j THREADS] [--samples N] [--seconds S] [SHARD]…
  * Without shards two of N samples are written to TMPDIR for each level, and removed; they are then in the system's
  * cache, so that what is measured is decoding, not the disk. No test. */
 #include "../../common/dataset.h"
 #include "../../common/file.h"
 #include "../../common/rng.h"
+#include "../../common/tensor.h"
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,6 +17,7 @@
 enum { SHARDS = 2 };
 static const int levels[] = {0, 1, 3};
 static const int64_t features[] = {24, 10, 15, 768}, flow[] = {23, 128, 192, 2};
+static ma_device *device;
 static int64_t samples = 128;
 static double seconds = 5;
 static const ma_opt options[] = {
@@ -67,7 +69,7 @@ static double worked(void) {
 /* Draws for a while. */
 static int measure(const char *what, int threads, ma_err *e) {
     const ma_dataset_opts o = {
-        .cli = &cli, .member = {"videomae.npy", "flow.npy"}, .members = 2, .window = 64, .seed = 1};
+        .cli = &cli, .member = {"videomae.npy", "flow.npy"}, .members = 2, .window = 64, .seed = 1, .device = device};
     omp_set_num_threads(threads);
     ma_dataset *d = ma_dataset_open(&o, e);
     ma_item item;
@@ -118,11 +120,14 @@ int main(int argc, char **argv) {
     ma_err e = {0};
     int rc = ma_cli_parse(&cli, argc, argv, stdout);
     if (rc >= 0) return rc;
+    char note[160];
     const char *temp = getenv("TMPDIR");
     const bool own = !cli.inputs.n;
-    rc = own ? 0 : by_threads("", &e);
+    device = ma_device_open(cli.common.device, false, note, &e);
+    rc = !device ? -1 : own ? 0 : by_threads("", &e);
     for (size_t k = 0; own && k < sizeof levels / sizeof *levels && !rc; k++)
         rc = by_level(temp ? temp : "/tmp", levels[k], &e);
     if (rc) fprintf(stderr, "dataset: %s\n", e.text);
+    ma_device_close(device);
     return rc ? 1 : 0;
 }

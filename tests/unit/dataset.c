@@ -1,8 +1,10 @@
 /* dataset: what is drawn, and what is told of bad samples, is what one thread would have that reads the shards from end
- * to end: for shards that can be cut and those that cannot, whole and damaged; with any number of threads. */
+ * to end: for shards that can be cut and those that cannot, whole and damaged; with any number of threads; where arrays
+ * stay and where a device reads them. */
 #include "../../common/dataset.h"
 #include "../../common/rng.h"
 #include "../shard/samples.h"
+#include "far.h"
 #include <omp.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -123,15 +125,21 @@ static account expected(const ma_cli *cli, int window, int epochs) {
     return a;
 }
 
-static account drawn(const ma_cli *cli, int window, int epochs) {
+static account drawn(const ma_cli *cli, int window, int epochs, ma_device *device) {
     account a = {0};
     ma_tally t = {.cli = cli, .list = cJSON_CreateArray()};
-    const ma_dataset_opts o = {
-        .cli = cli, .member = {"x.npy"}, .members = 1, .window = window, .seed = 5, .epochs = epochs, .tally = &t};
+    const ma_dataset_opts o = {.cli = cli,
+                               .member = {"x.npy", "x.npy"},
+                               .members = 2, /* the same twice */
+                               .window = window,
+                               .seed = 5,
+                               .epochs = epochs,
+                               .tally = &t,
+                               .device = device};
     ma_dataset *d = ma_dataset_open(&o, &a.e);
     ma_item item;
     while (d && ma_dataset_next(d, &item, &a.e) > 0) {
-        note(&a, item.key, &item.a[0]);
+        note(&a, item.key, &item.a[a.n % 2]);
         ma_item_free(&item);
     }
     ma_dataset_close(d);
@@ -158,8 +166,10 @@ static void compare(const char *what, const char **paths, int least, int faults)
            (long long)a.good, (long long)a.bad);
         for (int threads = 1; threads <= 5; threads += 2) {
             omp_set_num_threads(threads);
-            account b = drawn(&cli, windows[w], 2);
+            far_open(threads == 1 ? 0 : threads == 3 ? 9 : FAR_MOST);
+            account b = drawn(&cli, windows[w], 2, &far.dev);
             ok(alike(&a, &b), "%s, window %d, %d threads: as by one that reads on", what, windows[w], threads);
+            ok((threads == 1 || far.ever) && !far.blocks, "every block of %d went back", far.ever);
             forget(&b);
         }
         forget(&a);
