@@ -22,7 +22,7 @@ static ma_train_opts train = {MA_TRAIN_DEFAULTS, .lr = 2e-6, .beta2 = 0.95, .dec
 static const char *base, *target = "motion", *losses = "soft-trd", *trained = "all", *lora_targets = LORA_TARGETS;
 static const char *empty_text;
 static bool from_scratch, merge;
-static int64_t layer = 18, rank = 64;
+static int64_t layer = 18, rank = 64, align_steps;
 static int recompute, save_type;
 static double lambda = 0.5, tau = 10, margin = 0.1, alpha = 64, drop_text;
 
@@ -40,6 +40,7 @@ static const ma_opt options[] = {
     {"loss", 0, MA_OPT_TEXT, &losses, "NAME[=X][,NAME=X]…",
      "soft-trd, trd, trd-spatial, trd-temporal, repa, none; weights (default soft-trd)", 0, 0},
     {"lambda", 0, MA_OPT_REAL, &lambda, "X", "weight of a --loss that has none (default 0.5)", 0, 1e6},
+    {"align-steps", 0, MA_OPT_INT, &align_steps, "N", "align in the first N steps only; 0: in all (default)", 0, 1e9},
     {"tau", 0, MA_OPT_REAL, &tau, "X", "frames over which soft-trd fades (default 10)", 1e-3, 1e6},
     {"margin", 0, MA_OPT_REAL, &margin, "X", "margin of trd, trd-spatial, trd-temporal (default 0.1)", 0, 2},
     {"target", 0, MA_OPT_TEXT, &target, "MEMBER", "the teacher: KEY.MEMBER.npy (default motion)", 0, 0},
@@ -78,59 +79,23 @@ typedef struct work {
 
 /* ---- the loss of a batch ---- */
 
-/* x0 of one sample: drawn from the stored posterior (2C,T,h,w), scaled, channels last. */
-static void draw_latent(const work *w, const ma_item *item, int64_t step, const float *stored, float *noise,
-                        float *x0) {
-    const int64_t channels = w->shape[4], plane = w->shape[1] * w->shape[2] * w->shape[3];
-    ma_rng rng = ma_rng_make((uint64_t)cli.common.seed, item->key, (uint64_t)step, MA_RNG_POSTERIOR);
-    ma_rng_fill_normal(&rng, noise, (size_t)(channels * plane));
-#pragma omp parallel for
-    for (int64_t k = 0; k < plane; k++)
-        for (int64_t c = 0; c < channels; c++) {
-            float mean = stored[c * plane + k], log_variance = stored[(channels + c) * plane + k];
-            float deviation = expf(0.5f * fminf(fmaxf(log_variance, -30), 20));
-            x0[k * channels + c] = (float)w->pipe.scaling * (mean + deviation * noise[k * channels + c]);
-        }
-}
-
-/* Noisy latent and velocity of one sample; the time. x holds x0 at first. */
-static double diffuse(const work *w, const ma_item *item, int64_t step, float *x, float *v) {
-    const uint64_t seed = (uint64_t)cli.common.seed;
-    const size_t count = (size_t)(w->shape[1] * w->shape[2] * w->shape[3] * w->shape[4]);
-    ma_rng rng = ma_rng_make(seed, item->key, (uint64_t)step, MA_RNG_TIME);
-    const int64_t t = ma_rng_below(&rng, w->pipe.schedule.steps);
-    const float a = (float)sqrt(w->pipe.schedule.alpha_bar[t]), b = (float)sqrt(1 - w->pipe.schedule.alpha_bar[t]);
-    rng = ma_rng_make(seed, item->key, (uint64_t)step, MA_RNG_NOISE);
-    ma_rng_fill_normal(&rng, v, count);
-#pragma omp parallel for
-    for (size_t k = 0; k < count; k++) {
-        float x0 = x[k], noise = v[k];
-        x[k] = a * x0 + b * noise;
-        v[k] = a * noise - b * x0;
+/* Noisy latents and velocities of a batch, n and n, as ma_diffuse has them, and the times. */
+static ma_tensor *draw_noisy(const work *w, const ma_item *items, int n, int64_t step, double *t) {
+    const ma_schedule *schedule = &w->pipe.schedule;
+    ma_noising *how = ma_alloc((size_t)n, sizeof *how);
+    if (!how) ma_fail(ma_ctx_err(w->ctx), MA_MEMORY, "batch: out of memory");
+    for (int b = 0; how && b < n; b++) {
+        ma_rng rng = ma_rng_make((uint64_t)cli.common.seed, items[b].key, (uint64_t)step, MA_RNG_TIME);
+        const int64_t at = ma_rng_below(&rng, schedule->steps);
+        how[b] = (ma_noising){.signal = (float)sqrt(schedule->alpha_bar[at]),
+                              .noise = (float)sqrt(1 - schedule->alpha_bar[at]),
+                              .key = {rng.key[0], rng.key[1]}};
+        t[b] = (double)at;
     }
-    return (double)t;
-}
-
-/* Noisy latents and velocities of a batch, (n, count) each, and the times: a thread a sample, or all threads on the
- * one.
- */
-static int make_noisy(const work *w, const ma_item *items, int n, int64_t step, float *x, float *v, double *t) {
-    const int64_t count = w->shape[1] * w->shape[2] * w->shape[3] * w->shape[4];
-    int rc = 0;
-#pragma omp parallel for if (n > 1) schedule(dynamic)
-    for (int b = 0; b < n; b++) {
-        ma_err why = {0};
-        float *stored = ma_array_f32(&items[b].a[LATENT], &why);
-        if (stored) {
-            draw_latent(w, &items[b], step, stored, v + b * count, x + b * count);
-            t[b] = diffuse(w, &items[b], step, x + b * count, v + b * count);
-        } else {
-#pragma omp critical
-            rc = ma_fail(ma_ctx_err(w->ctx), why.reason, "%s", why.text);
-        }
-        ma_release(stored);
-    }
-    return rc;
+    ma_tensor *both =
+        how ? ma_diffuse(w->ctx, ma_items_raw(w->ctx, items, n, LATENT), how, step, w->pipe.scaling) : NULL;
+    ma_release(how);
+    return both;
 }
 
 /* The prompts' embeddings, some of them those of the empty prompt. */
@@ -140,7 +105,8 @@ static ma_tensor *draw_text(const work *w, const ma_item *items, int n, int64_t 
     if (!seen) ma_fail(ma_ctx_err(w->ctx), MA_MEMORY, "batch: out of memory");
     for (int b = 0; seen && b < n; b++) {
         ma_rng rng = ma_rng_make((uint64_t)cli.common.seed, items[b].key, (uint64_t)step, MA_RNG_DROP);
-        seen[b].a[TEXT] = ma_rng_uniform(&rng) < drop_text ? w->empty : items[b].a[TEXT];
+        seen[b] = items[b];
+        if (ma_rng_uniform(&rng) < drop_text) seen[b] = (ma_item){.a = {[TEXT] = w->empty}};
     }
     ma_tensor *text = seen ? ma_items_tensor(w->ctx, seen, n, TEXT, false) : NULL;
     ma_release(seen);
@@ -169,28 +135,20 @@ static ma_tensor *add_alignment(const work *w, ma_tensor *loss, ma_tensor *hidde
 static ma_tensor *batch_loss(void *self, const ma_item *items, int n, int64_t step, ma_parts *parts) {
     work *w = self;
     ma_ctx *c = w->ctx;
-    const size_t count = (size_t)(w->shape[1] * w->shape[2] * w->shape[3] * w->shape[4]);
-    float *x = ma_alloc((size_t)n * count, sizeof *x), *v = ma_alloc((size_t)n * count, sizeof *v);
-    double *t = calloc((size_t)n, sizeof *t);
-    ma_tensor *loss = NULL;
-    if (!x || !v || !t) {
+    double *t = ma_alloc((size_t)n, sizeof *t);
+    if (!t) {
         ma_fail(ma_ctx_err(c), MA_MEMORY, "batch: out of memory");
-        goto done;
+        return NULL;
     }
-    if (make_noisy(w, items, n, step, x, v, t)) goto done;
-    int64_t shape[5];
-    memcpy(shape, w->shape, sizeof shape);
-    shape[0] = n;
-    const cogvideox_run run = {.hidden_after = w->project ? (int)layer : 0, .checkpoint = recompute == 0};
-    ma_tensor *hidden = NULL, *noisy = ma_input(c, x, 5, shape), *velocity = ma_input_f32(c, v, 5, shape);
+    const bool aligns = w->project && (!align_steps || step <= align_steps);
+    const cogvideox_run run = {.hidden_after = aligns ? (int)layer : 0, .checkpoint = recompute == 0};
+    ma_tensor *hidden = NULL, *both = draw_noisy(w, items, n, step, t), *noisy = ma_rows(c, both, 0, n);
+    if (ma_get_type(c) != MA_F32) noisy = ma_cast(c, noisy, ma_get_type(c), w->shape[4]);
     ma_tensor *got = cogvideox_forward(c, w->net, noisy, t, draw_text(w, items, n, step), &run, &hidden);
-    loss = ma_mse(c, got, velocity);
+    ma_tensor *loss = ma_mse(c, got, ma_rows(c, both, n, n));
     add_part(parts, "diffusion", loss);
-    if (w->project) loss = add_alignment(w, loss, hidden, ma_items_tensor(c, items, n, TARGET, false), parts);
-done:
-    ma_release(x);
-    ma_release(v);
-    free(t);
+    if (aligns) loss = add_alignment(w, loss, hidden, ma_items_tensor(c, items, n, TARGET, false), parts);
+    ma_release(t);
     return loss;
 }
 
@@ -454,7 +412,8 @@ static int run(work *w, ma_tally *tally, ma_err *e) {
                          .window = train.window,
                          .seed = (uint64_t)cli.common.seed,
                          .epochs = train.epochs,
-                         .tally = tally};
+                         .tally = tally,
+                         .device = w->dev};
     ma_dataset *data = log ? ma_dataset_open(&o, e) : NULL;
     int rc = data ? find_empty(w, data, e) : -1;
     if (!train.log) train.log = log;

@@ -45,6 +45,9 @@ run 0 align several --loss soft-trd=0.25,repa=2,trd=0 --steps 2 &&
     awk -F'[:,]' '{ want = $6 + 0.25 * $8 + 2 * $10; d = $4 - want; exit !(d < 1e-5 && d > -1e-5) }' "$dir/several/log.jsonl" &&
     grep -q '"diffusion":.*"soft-trd":.*"repa":.*"trd":' "$dir/several/log.jsonl"
 ok "several losses: the sum by their weights, each in the log by its name"
+run 0 align first --align-steps 2 --steps 3 && diff <(losses "$dir/soft") <(losses "$dir/first" | head -n 2) > "$dir/err" &&
+    losses "$dir/first" | tail -n 1 | grep -q '"loss":\([^,]*\),"diffusion":\1,"grad'
+ok "--align-steps: aligned in the first steps, by the diffusion loss alone after"
 run 2 align x --loss soft && says "soft is not one of soft-trd" && run 2 align x --loss trd=1,trd=2 && says "trd twice" &&
     run 2 align x --loss repa=-1 && says "not a number"
 ok "what --loss cannot be"
