@@ -12,7 +12,7 @@
 # Where: OUT=build/toy-table  DEVICES='cuda:0 cuda:1'  JOBS=N trainings or samplings at a time on each
 #        THREADS=N of the CPU for each  RANKS=N GPUs for the base, together  MA=FOLDER with the tools
 # Sizes: CLIP, WORLD (options of ma-toy), SHARD_SIZE, PRETRAIN and FINETUNE (shards), PROMPTS, SEEDS='1 2 3', VARIANTS and BASES (rows)
-#        BASE_STEPS, BASE_LR, STEPS, LR, BATCH (in all), MOTION_STEPS, LAYER, LAMBDA, GUIDANCE, SAMPLE_STEPS
+#        BASE_STEPS, BASE_LR, BASE_BATCH (in all), STEPS, LR, BATCH, MOTION_STEPS, LAYER, LAMBDA, GUIDANCE, SAMPLE_STEPS
 #        TINY=1: all of it in miniature, for a look at the machinery; the scores mean nothing
 # What:  BASE=FOLDER        a base that is trained already, such as pipelines/toy/base as shipped
 #        T5= VIDEOMAE=      encoders, as ma-extract's t5= and videomae= have them
@@ -47,21 +47,23 @@ FINETUNE ?= 2
 PROMPTS ?= 4
 SEEDS ?= 1 2
 BASE_STEPS ?= 4
+BASE_BATCH ?= 2
 STEPS ?= 2
 BATCH ?= 2
 MOTION_STEPS ?= 10
 SAMPLE_STEPS ?= 2
 endif
 CLIP         ?= 17x48x48@12
-WORLD        ?= --balls 2
+WORLD        ?= --balls 2 --pan 0
 SHARD_SIZE   ?= 512
-PRETRAIN     ?= 32
+PRETRAIN     ?= 64
 FINETUNE     ?= 8
-PROMPTS      ?= 200
+PROMPTS      ?= 300
 SEEDS        ?= 1 2 3
-BASE_STEPS   ?= 6000
+BASE_STEPS   ?= 9680
+BASE_BATCH   ?= 64
 BASE_LR      ?= 1e-3
-STEPS        ?= 600
+STEPS        ?= 1200
 LR           ?= 3e-4
 BATCH        ?= 32
 MOTION_STEPS ?= 4000
@@ -77,9 +79,10 @@ reads    := $(if $(findstring random:,$(T5)),,$(firstword $(subst $(comma), ,$(T
 
 # ---- the rows: what each variant asks of ma-align, and its title
 BASES    ?= base static
-VARIANTS ?= none repa videorepa raw hard moalign layer2 layer5 lambda0.1 lambda2 lora
+VARIANTS ?= none repa videorepa raw hard moalign layer2 layer5 lambda0.1 lambda2 half rawhalf lora
 soft     := --loss soft-trd --target motion
 at       := --layer $(LAYER) --lambda $(LAMBDA)
+half     := --align-steps $(shell echo $$(($(STEPS) / 2)))
 
 asks_none      := --loss none
 asks_repa      := --loss repa --target videomae $(at)
@@ -91,7 +94,9 @@ asks_layer2    := $(soft) --layer 2 --lambda $(LAMBDA)
 asks_layer5    := $(soft) --layer 5 --lambda $(LAMBDA)
 asks_lambda0.1 := $(soft) --layer $(LAYER) --lambda 0.1
 asks_lambda2   := $(soft) --layer $(LAYER) --lambda 2
-asks_lora      := $(soft) $(at) --train lora --lora-rank 16 --lora-alpha 16 --lr 1e-3
+asks_half      := $(soft) $(at) $(half)
+asks_rawhalf   := --loss soft-trd --target videomae $(at) $(half)
+asks_lora      := $(soft) $(at) $(half) --train lora --lora-rank 16 --lora-alpha 16 --lr 1e-3
 
 define ROWS
 real|true clips
@@ -107,9 +112,11 @@ layer2|MoAlign, layer 2
 layer5|MoAlign, layer 5
 lambda0.1|MoAlign, λ = 0.1
 lambda2|MoAlign, λ = 2
-lora|MoAlign, LoRA of rank 16
+half|MoAlign, in the first half of the steps
+rawhalf|MoAlign, raw encoder tokens, in the first half
+lora|MoAlign, in the first half, LoRA of rank 16
 endef
-export ROWS OUT DEVICES JOBS THREADS RANKS CARD BATCH
+export ROWS OUT DEVICES JOBS THREADS RANKS CARD BASE_BATCH
 export MA_SCORE := $(tools)ma-score
 export COMMAND := make -f pipelines/toy/table.mk $(MAKEOVERRIDES)
 
@@ -123,7 +130,7 @@ text_text     := -e t5=$(T5) --drop mp4 --drop flow.npy
 text_teacher  := ENCODER=videomae=$(VIDEOMAE) 'EXTRACT=--clip $(CLIP) --batch 16 -e pixel=2 -e t5=$(T5)' \
                  'TRAIN=--hidden 128 --width 64 --steps $(MOTION_STEPS) --batch $(BATCH) --lr 1e-3 --window 1024 --seed 1' \
                  'APPLY=--batch 16 --drop mp4 --drop flow.npy'
-text_base     := $(train) --loss none --steps $(BASE_STEPS) --batch $(BATCH) --lr $(BASE_LR) --warmup 200 --window 2048 --seed 1
+text_base     := $(train) --loss none --steps $(BASE_STEPS) --batch $(BASE_BATCH) --lr $(BASE_LR) --warmup 400 --window 2048 --seed 1
 tuned         := $(train) --steps $(STEPS) --batch $(BATCH) --lr $(LR) --warmup 50 --window 1024
 $(foreach v,$(VARIANTS),$(eval text_tuned-$(v) := $(tuned) $(asks_$(v))))
 text_sample   := --shard --format shard --crf 8 --clip $(CLIP) --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE)

@@ -1,4 +1,4 @@
-# table.sh: what the recipes of table.mk do beyond stage1.sh. OUT, DEVICES, JOBS, THREADS, RANKS and BATCH come from there. A file
+# table.sh: what the recipes of table.mk do beyond stage1.sh. OUT, DEVICES, JOBS, THREADS, RANKS and BASE_BATCH come from there. A file
 # `done` says that a folder is whole; OUT/times has a line for whatever ended well: stage, name, seconds, device.
 set -euo pipefail
 . "${BASH_SOURCE[0]%/*}/../stage1.sh" :
@@ -74,7 +74,7 @@ train() {
     touch "$to/done"
 }
 
-# ranked COMMAND…: as it is, or for the base as so many ranks, each with a GPU of its own and its part of BATCH.
+# ranked COMMAND…: as it is, or for the base as so many ranks, each with a GPU of its own and its part of BASE_BATCH.
 ranked() {
     local k pids=() rc=0
     if [ "${ranks:-1}" = 1 ]; then
@@ -83,7 +83,7 @@ ranked() {
         return
     fi
     for ((k = 0; k < ranks; k++)); do
-        MA_RANK=$k MA_RANKS=$ranks MA_LOCAL_RANK=$k "$@" --batch $((BATCH / ranks)) \
+        MA_RANK=$k MA_RANKS=$ranks MA_LOCAL_RANK=$k "$@" --batch $((BASE_BATCH / ranks)) \
             -d "${devices[k % ${#devices[@]}]}" -j "$THREADS" &
         pids+=($!)
     done
