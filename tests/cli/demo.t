@@ -67,8 +67,8 @@ decoded() {
     done < <(grep -oE 'data:[a-z]+/[a-z0-9]+;base64,[^")]*' "$page")
     [ $n = "$1" ] || { echo "$n, not $1" > "$dir/err" && false; }
 }
-decoded $((8 + 4 + 6 + 4 + 1 + 1)) && [ "$(grep -c '<video autoplay="" loop="" muted=""' "$page")" = 18 ]
-ok "18 clips in H.264 and 6 pictures, all whole"
+decoded $((8 + 4 + 8 + 4 + 1 + 1)) && [ "$(grep -c '<video autoplay="" loop="" muted=""' "$page")" = 20 ]
+ok "20 clips in H.264 and 6 pictures, all whole"
 ! grep -E '<(img|video)' "$page" | grep -vqE '(alt|aria-label)="[^"]{8,}"' && ! grep 'role="img"' "$page" | grep -vq 'aria-label="[^"]'
 ok "each has words in its place"
 number() { grep -qF ">$1<" "$page" || { echo "no $1" > "$dir/err" && false; }; }
@@ -107,6 +107,6 @@ A **bold** one, `a < b`:
 M
 pipelines/demo-page "$OUT" 60 > "$page.2" 2> "$dir/err" && mv "$page.2" "$page" && well_formed && number "41.0 ± 2.0" &&
     grep -q "Made on a day" "$page" && ! grep -qE "0\.7531|Not this|Times:" "$page" && number 0.31 && number "flow &amp; error" &&
-    grep -q "A <b>bold</b> one, <code>a &lt; b</code>:" "$page" && decoded 25
+    grep -q "A <b>bold</b> one, <code>a &lt; b</code>:" "$page" && decoded 27
 ok "shows them where they are"
 finish
