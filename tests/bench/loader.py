@@ -4,7 +4,8 @@
     python3 tests/bench/loader.py VIDEO...      N: clips (600). J: worker processes (all cores). BATCH: clips (8)
 
 A DataLoader of J workers, each decoding with PyAV (FFmpeg on one thread) and taking 49 frames as uint8; resizing
-(antialiased bicubic), normalisation and transformers' VideoMAE-B in bf16 on the GPU. Needs torch, transformers, av.
+(antialiased bicubic), normalisation and transformers' VideoMAE-B in bf16 on the GPU. Without one: how fast the clips come, to be
+compared with tests/bench/decode. Needs torch, transformers, av.
 """
 import os
 import sys
@@ -46,20 +47,28 @@ def model():
 
 
 @torch.no_grad()
+def tokens(net, x, mean, std):
+    x = x[:, 1:].cuda(non_blocking=True).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
+    x = F.interpolate(x, (HEIGHT, WIDTH), mode="bicubic", antialias=True)
+    x = ((x - mean) / std).unflatten(0, (-1, FRAMES - 1)).to(torch.bfloat16)
+    return net(x).last_hidden_state.half().cpu()
+
+
 def main():
-    net = model()
-    mean, std = (torch.tensor(v, device="cuda").view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    loader = torch.utils.data.DataLoader(Clips(), batch_size=BATCH, num_workers=J, pin_memory=True, prefetch_factor=4)
+    gpu = torch.cuda.is_available()
+    if gpu:
+        net = model()
+        mean, std = (torch.tensor(v, device="cuda").view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    loader = torch.utils.data.DataLoader(Clips(), batch_size=BATCH, num_workers=J, pin_memory=gpu, prefetch_factor=4)
     start = done = 0
     for k, x in enumerate(loader):
-        x = x[:, 1:].cuda(non_blocking=True).flatten(0, 1).permute(0, 3, 1, 2).float() / 255
-        x = F.interpolate(x, (HEIGHT, WIDTH), mode="bicubic", antialias=True)
-        x = ((x - mean) / std).unflatten(0, (-1, FRAMES - 1)).to(torch.bfloat16)
-        out = net(x).last_hidden_state.half().cpu()
-        done += len(out)
+        if gpu:
+            x = tokens(net, x, mean, std)
+        done += len(x)
         if k == 4:  # workers and kernels have started
             start, done = time.time(), 0
-    print(f"PyTorch, PyAV, {J} workers: {done / (time.time() - start):.1f} clips/s, tokens not written")
+    what = "tokens not written" if gpu else "nothing done with them"
+    print(f"PyTorch, PyAV, {J} workers: {done / (time.time() - start):.1f} clips/s, {what}")
 
 
 if __name__ == "__main__":
