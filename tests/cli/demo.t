@@ -84,6 +84,9 @@ grep -q "No <code>$RESULTS/RESULTS.md</code> is here" "$page" && grep -q "No <co
 ok "says where there is no table and no claim"
 mkdir "$RESULTS" && cp "$OUT/motion.png" "$RESULTS/claim.png" && cat > "$RESULTS/RESULTS.md" << 'M' && cat > "$RESULTS/claim.md" << 'M'
 # Results
+**Yes**, it says.
+
+## More
 Not this.
 <!-- table begins -->
 Made on a day.
@@ -106,7 +109,7 @@ A **bold** one, `a < b`:
 ![both](claim.png)
 M
 pipelines/demo-page "$OUT" 60 > "$page.2" 2> "$dir/err" && mv "$page.2" "$page" && well_formed && number "41.0 ± 2.0" &&
-    grep -q "Made on a day" "$page" && ! grep -qE "0\.7531|Not this|Times:" "$page" && number 0.31 && number "flow &amp; error" &&
+    grep -q "Made on a day" "$page" && grep -q "<b>Yes</b>, it says." "$page" && ! grep -qE "0\.7531|Not this|Times:" "$page" && number 0.31 && number "flow &amp; error" &&
     grep -q "A <b>bold</b> one, <code>a &lt; b</code>:" "$page" && decoded 27
 ok "shows them where they are"
 finish
