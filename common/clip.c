@@ -87,7 +87,10 @@ cJSON *ma_clip_entry(const ma_sample *s, cJSON *options, cJSON *weights) {
     const ma_member *m = ma_clip_member(s);
     cJSON *o = cJSON_CreateObject();
     char sha[65] = "";
-    if (m) ma_sha_bytes(m->data, m->size, sha);
+    if (m && m->sha[0])
+        memcpy(sha, m->sha, sizeof sha);
+    else if (m)
+        ma_sha_bytes(m->data, m->size, sha);
     bool good = cJSON_AddStringToObject(o, "version", MA_VERSION);
     if (!cJSON_AddItemToObject(o, "options", options)) {
         cJSON_Delete(options);

@@ -269,12 +269,10 @@ ma_inputs *ma_inputs_open(const ma_cli *cli, bool video, ma_err *e) {
 
 /* ---- samples */
 
-/* KEY.json of a sample that begins here: where it came from. */
-static int note_source(ma_sample *s, const char *path, const ma_buf *bytes, ma_err *e) {
+/* KEY.json of a sample that begins here: where it came from. hex: the video's SHA-256. */
+static int note_source(ma_sample *s, const char *path, const char *hex, ma_err *e) {
     const char *slash = strrchr(path, '/');
-    char hex[65];
     cJSON *json = ma_sample_json(s, e), *source = json ? cJSON_AddObjectToObject(json, "source") : NULL;
-    ma_sha_bytes(bytes->data, bytes->size, hex);
     if (source && cJSON_AddStringToObject(source, "name", slash ? slash + 1 : path) &&
         cJSON_AddStringToObject(source, "sha256", hex))
         return 0;
@@ -305,16 +303,19 @@ static int take_caption(ma_sample *s, const entry *x, ma_err *e) {
 
 static int take_video(ma_sample *s, const entry *x, ma_err *e) {
     ma_buf bytes = {0};
-    char ext[8] = {0};
+    char ext[8] = {0}, hex[65];
     if (!is_video(x->path)) return ma_fail(e, MA_UNSUPPORTED, "%s: none of .mp4, .mkv, .webm, .mov, .avi", x->path);
     const char *dot = strrchr(x->path, '.') + 1;
     for (size_t i = 0; i < sizeof ext - 1 && dot[i]; i++) ext[i] = (char)tolower((unsigned char)dot[i]);
     if (!(s->from = ma_strdup(x->path))) return ma_fail(e, MA_MEMORY, "%s: out of memory", x->path);
-    if (ma_read_file(x->path, FILE_MOST, &bytes, e) || note_source(s, x->path, &bytes, e)) {
+    int rc = ma_read_file(x->path, FILE_MOST, &bytes, e);
+    if (!rc) ma_sha_bytes(bytes.data, bytes.size, hex);
+    if (rc || note_source(s, x->path, hex, e)) {
         ma_buf_free(&bytes);
         return -1;
     }
     if (ma_sample_put(s, ext, bytes.data, bytes.size, e)) return -1;
+    memcpy(ma_sample_get(s, ext)->sha, hex, sizeof hex); /* it is asked for again */
     return take_caption(s, x, e);
 }
 

@@ -136,14 +136,19 @@ static inline void convert_row(const uint8_t *in, rows *out) {
     for (int k = 0; k < BLOCK; k++) out[k] = __builtin_convertvector((ints)(v >> 8 * k & 255), rows);
 }
 
-/* n columns, COLUMNS at most, of so many of the source's rows: each is needed for a few rows of the output. */
+/* COLUMNS of the n columns that are left, or all, of so many of the source's rows: each is needed for a few rows of the
+ * output. The next columns are sent for meanwhile: a line of the cache from each row is no order that the machine
+ * foresees. */
 static void convert_block(const uint8_t *in, int64_t stride, int64_t count, int64_t n, rows *out) {
+    const int64_t next = (n < 2 * COLUMNS ? n : 2 * COLUMNS) - 1;
     uint8_t part[COLUMNS] = {0};
-    for (int64_t y = 0; y < count; y++, in += stride, out += BLOCK)
+    for (int64_t y = 0; y < count; y++, in += stride, out += BLOCK) {
+        __builtin_prefetch(in + next);
         if (n >= COLUMNS)
             convert_row(in, out);
         else
             convert_row(memcpy(part, in, (size_t)n), out);
+    }
 }
 
 /* BLOCK vectors of one output row. */

@@ -65,6 +65,7 @@ int ma_sample_put(ma_sample *s, const char *ext, void *data, size_t size, ma_err
     free(m->data);
     m->data = data;
     m->size = size;
+    m->sha[0] = 0;
     return 0;
 }
 

@@ -10,6 +10,7 @@ typedef struct ma_member {
     char *ext;    /* lower case, without the first dot: "mp4", "flow.npy" is ext "flow.npy" */
     void *data;
     size_t size;
+    char sha[65]; /* SHA-256 of data, where whoever put it knew; else "" */
 } ma_member;
 
 /* Where a sample that is read apart from its stream lies: bytes from .. to - 1 of its file. to 0: it came in a stream;
