@@ -140,13 +140,16 @@ static void check(const char *dir, const char *weights_path) {
 int main(void) {
     const char *shared = getenv("SHARED"), *quick = getenv("QUICK");
     char *dir = ma_format("%s/assets", shared ? shared : "../shared");
-    char *weights = ma_format("%s/raft/raft-small.pth", dir);
+    char *weights = ma_format("%s/raft/raft-small.pth", dir), *flow = ma_format("%s/flow/%s", dir, scenes[0].name);
     if (quick && *quick)
         skip("slow, and QUICK is set");
     else if (access(weights, R_OK))
         skip("no published weights here");
+    else if (access(flow, R_OK))
+        skip("no scenes with known flow here");
     else
         check(dir, weights);
+    free(flow);
     free(weights);
     free(dir);
     return tap_done();
