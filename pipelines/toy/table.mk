@@ -15,6 +15,7 @@
 #        BASE_STEPS, BASE_LR, BASE_BATCH (in all), STEPS, LR, BATCH, MOTION_STEPS, LAYER, LAMBDA, GUIDANCE, SAMPLE_STEPS
 #        TINY=1: all of it in miniature, for a look at the machinery; the scores mean nothing
 # What:  BASE=FOLDER        a base that is trained already, such as pipelines/toy/base as shipped
+#        FORM=FOLDER        configurations of the base that is trained, another width say (pipelines/toy/base)
 #        T5= VIDEOMAE=      encoders, as ma-extract's t5= and videomae= have them
 #        CARD=TEXT          named in the table
 # Killed, the same command goes on: outputs appear whole or not at all, training resumes from its checkpoint. What another
@@ -60,6 +61,7 @@ PRETRAIN     ?= 64
 FINETUNE     ?= 8
 PROMPTS      ?= 300
 SEEDS        ?= 1 2 3
+FORM         ?= $(here)base
 BASE_STEPS   ?= 9680
 BASE_BATCH   ?= 64
 BASE_LR      ?= 1e-3
@@ -136,7 +138,7 @@ $(foreach v,$(VARIANTS),$(eval text_tuned-$(v) := $(tuned) $(asks_$(v))))
 text_sample   := --shard --format shard --crf 8 --clip $(CLIP) --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE)
 text_score    :=
 more_teacher  := of $(FINETUNE) shards
-more_base     := of $(PRETRAIN) shards
+more_base     := of $(PRETRAIN) shards$(if $(filter-out $(here)base,$(FORM)), in the form of $(FORM))
 more_sample   := $(BASE:%=from %)
 $(foreach v,$(VARIANTS),$(eval more_tuned-$(v) := $(more_sample)))
 
@@ -191,7 +193,7 @@ $(OUT)/teacher/done: $(call made,clips,$(finetune)) $(reader) $(seer) $(call sta
 
 ifndef BASE
 $(OUT)/base/done: $(call made,latents,$(pretrain)) $(reader) $(call stamp,base)
-	@$(script) base $@ '$^' '$(reads)' $(tools)ma-align -b $(here)base --from-scratch $(text_base)
+	@$(script) base $@ '$^' '$(reads)' $(tools)ma-align -b $(FORM) --from-scratch $(text_base)
 endif
 
 teachers := $(finetune:%=$(OUT)/teacher/motion/%.tar.zst)
