@@ -33,6 +33,12 @@ MA_PHILOX void ma_philox_normals(const uint32_t word[2], double out[2]) {
     out[1] = radius * sin(angle);
 }
 
+/* What all counters of a stream have in common, their upper half. */
+MA_PHILOX void ma_philox_high(uint64_t step, int purpose, uint32_t high[2]) {
+    high[0] = (uint32_t)step;
+    high[1] = (uint32_t)(step >> 32) | (uint32_t)purpose << 24;
+}
+
 /* Elements 4·index.. of ma_rng_fill_normal's stream. */
 MA_PHILOX void ma_philox_four(const uint32_t key[2], const uint32_t high[2], uint64_t index, float out[4]) {
     const uint32_t counter[4] = {(uint32_t)index, (uint32_t)(index >> 32), high[0], high[1]};

@@ -30,8 +30,10 @@ static uint64_t hash(const char *name) {
 }
 
 ma_rng ma_rng_make(uint64_t seed, const char *name, uint64_t step, ma_purpose purpose) {
-    uint64_t key = mix(mix(seed) + hash(name)), high = step | (uint64_t)purpose << 56;
-    return (ma_rng){.key = {(uint32_t)key, (uint32_t)(key >> 32)}, .high = {(uint32_t)high, (uint32_t)(high >> 32)}};
+    uint64_t key = mix(mix(seed) + hash(name));
+    ma_rng rng = {.key = {(uint32_t)key, (uint32_t)(key >> 32)}};
+    ma_philox_high(step, purpose, rng.high);
+    return rng;
 }
 
 static inline void block(const ma_rng *r, uint64_t index, uint32_t out[4]) {

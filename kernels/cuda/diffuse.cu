@@ -37,13 +37,6 @@ __global__ void __launch_bounds__(THREADS) diffuse(diffusion d) {
     }
 }
 
-/* What a stream's numbers have in common at this step. */
-void upper_half(int64_t step, ma_purpose purpose, uint32_t high[2]) {
-    const uint64_t of = (uint64_t)step | (uint64_t)purpose << 56;
-    high[0] = (uint32_t)of;
-    high[1] = (uint32_t)(of >> 32);
-}
-
 } // namespace
 
 int ma_cuda_diffuse_fwd(const ma_call *call) {
@@ -59,8 +52,8 @@ int ma_cuda_diffuse_fwd(const ma_call *call) {
                    {},
                    {}};
     if (call->out->type != MA_F32) return -1;
-    upper_half(call->i[0], MA_RNG_POSTERIOR, d.inner);
-    upper_half(call->i[0], MA_RNG_NOISE, d.outer);
+    ma_philox_high(call->i[0], MA_RNG_POSTERIOR, d.inner);
+    ma_philox_high(call->i[0], MA_RNG_NOISE, d.outer);
     const int64_t blocks = ceil_div(d.batch * ceil_div(d.channels * d.plane, 4), THREADS);
     if (!blocks) return 0;
     diffuse<<<(unsigned)(blocks < 1 << 16 ? blocks : 1 << 16), THREADS, 0, cuda->stream>>>(d);
