@@ -3,11 +3,12 @@
  * the reader knows the sample whole though nothing follows. The end of the archive, two zero blocks, is a frame of its
  * own.
  *
- * A few threads make the tar and compress; whoever finishes writes all that is then due, in order. The bytes depend on
- * the samples and the level alone, not on the threads. Limits: ustar's names (100 bytes, or 155 + 100 split at a slash)
- * and sizes (below 8 GiB); each of up to 24 buffers stays as large as the largest sample that it had. Trap: a pipe
- * whose reader sleeps would hold a write() for ever, and with it the thread to be joined when the run is stopped; so
- * pipes are polled, and fed no more at a time than they take at once. */
+ * A few threads make the tar and compress; whoever finishes writes all that is then due, in order, and one more sees
+ * to it that the disk keeps up. The bytes depend on the samples and the level alone, not on the threads. Limits:
+ * ustar's names (100 bytes, or 155 + 100 split at a slash) and sizes (below 8 GiB); each of up to 24 buffers stays as
+ * large as the largest sample that it had. Trap: a pipe whose reader sleeps would hold a write() for ever, and with it
+ * the thread to be joined when the run is stopped; so pipes are polled, and fed no more at a time than they take at
+ * once. */
 #include "shard.h"
 #include "cli.h"
 #include "file.h"
@@ -15,7 +16,6 @@
 #include <archive.h>
 #include <archive_entry.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
@@ -27,7 +27,8 @@
 #include <zstd.h>
 
 enum { THREADS_MOST = 8, SLOTS_A_THREAD = 2 };
-#define MEMBER_MOST ((size_t)8 << 30) /* ustar's */
+#define MEMBER_MOST ((size_t)8 << 30)  /* ustar's */
+#define DISK_STEP   ((size_t)64 << 20) /* bytes that are left to the disk at a time */
 
 /* Skippable frame 0x184D2A5E of no bytes: as in reader.c. */
 static const char end_mark[8] = {0x5E, 0x2A, 0x4D, 0x18, 0, 0, 0, 0};
@@ -47,16 +48,18 @@ struct ma_writer {
     char **drop;
     int ndrop;
     ma_keyset keys;
-    pthread_t thread[THREADS_MOST];
+    pthread_t thread[THREADS_MOST], disk;
     int nthreads;
+    bool has_disk;        /* there is such a thread */
     pthread_mutex_t lock; /* for all below */
-    pthread_cond_t work, room;
+    pthread_cond_t work, room, due;
     slot slot[THREADS_MOST * SLOTS_A_THREAD];
     size_t nslots;
     size_t written, taken, added; /* counts of samples: written ≤ taken ≤ added ≤ written + nslots */
-    bool writing, closing;
-    atomic_bool quit; /* write nothing more */
-    ma_err err;       /* the first */
+    size_t bytes;                 /* of those written */
+    bool writing, closing, ended; /* ended: no thread writes any more */
+    atomic_bool quit;             /* write nothing more */
+    ma_err err;                   /* the first */
 };
 
 /* ---- one sample's bytes */
@@ -204,11 +207,25 @@ static int put(ma_writer *w, const ma_buf *b, ma_err *e) {
     return 0;
 }
 
-/* Has the disk begin with what was written, or closing the file would wait for all of it. */
-static void start_disk(const ma_writer *w) {
-#ifdef __linux__
-    if (w->file) sync_file_range(w->fd, 0, 0, SYNC_FILE_RANGE_WRITE);
-#endif
+/* Has the disk keep up with what is written, or closing the file would wait for all of it. A thread of its own, as the
+ * disk takes its time. An error is told to whoever asks first, so it is noted here. */
+static void *keep_disk(void *writer) {
+    ma_writer *w = writer;
+    size_t safe = 0;
+    pthread_mutex_lock(&w->lock);
+    while (!w->ended) {
+        if (w->bytes - safe < DISK_STEP) {
+            pthread_cond_wait(&w->due, &w->lock);
+            continue;
+        }
+        safe = w->bytes;
+        pthread_mutex_unlock(&w->lock);
+        const int error = fdatasync(w->fd) ? errno : 0;
+        pthread_mutex_lock(&w->lock);
+        if (error && error != EINVAL && error != EROFS) ma_fail(&w->err, MA_IO, "%s: %s", w->name, strerror(error));
+    }
+    pthread_mutex_unlock(&w->lock);
+    return NULL;
 }
 
 /* Writes what is due. The lock is held, but not while writing. */
@@ -219,13 +236,15 @@ static void write_due(ma_writer *w) {
         w->writing = true;
         bool skip = w->err.reason != MA_OK;
         pthread_mutex_unlock(&w->lock);
-        if (!skip && !put(w, &s->bytes, &e)) start_disk(w);
+        if (!skip) put(w, &s->bytes, &e);
         pthread_mutex_lock(&w->lock);
         if (e.reason) ma_fail(&w->err, e.reason, "%s", e.text);
+        w->bytes += s->bytes.size;
         s->done = false;
         w->writing = false;
         w->written++;
         pthread_cond_signal(&w->room);
+        pthread_cond_signal(&w->due);
     }
 }
 
@@ -267,12 +286,19 @@ static void join(ma_writer *w) {
     pthread_mutex_unlock(&w->lock);
     for (int i = 0; i < w->nthreads; i++) pthread_join(w->thread[i], NULL);
     w->nthreads = 0;
+    pthread_mutex_lock(&w->lock);
+    w->ended = true;
+    pthread_cond_signal(&w->due);
+    pthread_mutex_unlock(&w->lock);
+    if (w->has_disk) pthread_join(w->disk, NULL);
+    w->has_disk = false;
 }
 
 static void release(ma_writer *w) {
     pthread_mutex_destroy(&w->lock);
     pthread_cond_destroy(&w->work);
     pthread_cond_destroy(&w->room);
+    pthread_cond_destroy(&w->due);
     ma_keyset_free(&w->keys);
     for (size_t k = 0; k < w->nslots; k++) ma_buf_free(&w->slot[k].bytes);
     for (int i = 0; i < w->ndrop; i++) free(w->drop[i]);
@@ -286,6 +312,7 @@ static int start_threads(ma_writer *w, int threads) {
     int n = most < 1 || !w->level ? 1 : most < THREADS_MOST ? (int)most : THREADS_MOST;
     w->nslots = (size_t)(n * SLOTS_A_THREAD);
     while (w->nthreads < n && !pthread_create(&w->thread[w->nthreads], NULL, worker, w)) w->nthreads++;
+    w->has_disk = w->file && w->nthreads && !pthread_create(&w->disk, NULL, keep_disk, w); /* without, it ends later */
     return w->nthreads ? 0 : -1;
 }
 
@@ -313,6 +340,7 @@ ma_writer *ma_writer_open(const ma_writer_opts *o, ma_err *e) {
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->work, NULL);
     pthread_cond_init(&w->room, NULL);
+    pthread_cond_init(&w->due, NULL);
     w->level = o->level;
     if (!set_up(w, o, e)) return w;
     ma_writer_abort(w);
