@@ -13,7 +13,8 @@
 #        RAFT=WEIGHTS        for the flow to train on; none: the SHARDS have their flow
 #        MOTION=FILE         a subspace that is trained already: no flow, no training
 #        PRESET=NAME|FILE    the method's numbers (moalign-2b); empty: none
-#        EXTRACT= FLOW= TRAIN= APPLY=    more options of that stage's tool (APPLY: --drop of the encoder's tokens)
+#        EXTRACT= FLOW= TRAIN= APPLY=    more options of that stage's tool (APPLY: --drop of the encoder's tokens);
+#                            features and flow are kept with -z -1, as packing takes processors from decoding
 #        FLAGS=              options of all tools that do not change what comes out: -d cuda:1 -j 8
 #        SHARD=I/N           part I, from 0, of N machines: features and flow; then train without SHARD on one of
 #                            them; then apply with SHARD again. OUT is a folder that they share.
@@ -92,8 +93,8 @@ use    := $(if $(preset),--preset $(if $(findstring /,$(preset)),,./)$(preset))
 
 encoder          := $(if $(filter videomae=% vjepa2=% dinov2=%,$(ENCODER)),,videomae=)$(ENCODER)
 kind             := $(firstword $(subst =, ,$(encoder)))
-options_features := -e $(encoder) $(EXTRACT)
-options_flow     := -m $(RAFT) $(FLOW)
+options_features := -z -1 -e $(encoder) $(EXTRACT)
+options_flow     := -z -1 -m $(RAFT) $(FLOW)
 options_train    := --features $(kind) $(TRAIN)
 options_motion   := --features $(kind) $(APPLY)
 tool_features    := ma-extract
