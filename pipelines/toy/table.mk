@@ -11,7 +11,8 @@
 #        help           this text
 # Where: OUT=build/toy-table  DEVICES='cuda:0 cuda:1'  JOBS=N trainings or samplings at a time on each
 #        THREADS=N of the CPU for each  RANKS=N GPUs for the base, together  MA=FOLDER with the tools
-# Sizes: CLIP, WORLD (options of ma-toy), SHARD_SIZE, PRETRAIN and FINETUNE (shards), PROMPTS, SEEDS='1 2 3', VARIANTS and BASES (rows)
+# Sizes: CLIP, WORLD (options of ma-toy), BASE_WORLD (the same, for the clips that the base learns), SHARD_SIZE,
+#        PRETRAIN and FINETUNE (shards), PROMPTS, SEEDS='1 2 3', VARIANTS and BASES (rows)
 #        BASE_STEPS, BASE_LR, BASE_BATCH (in all), STEPS, LR, BATCH, MOTION_STEPS, LAYER, LAMBDA, GUIDANCE, SAMPLE_STEPS
 #        TINY=1: all of it in miniature, for a look at the machinery; the scores mean nothing
 # What:  BASE=FOLDER        a base that is trained already, such as pipelines/toy/base as shipped
@@ -56,6 +57,7 @@ SAMPLE_STEPS ?= 2
 endif
 CLIP         ?= 17x48x48@12
 WORLD        ?= --balls 2 --pan 0
+BASE_WORLD   ?= $(WORLD)
 SHARD_SIZE   ?= 512
 PRETRAIN     ?= 64
 FINETUNE     ?= 8
@@ -123,9 +125,10 @@ export MA_SCORE := $(tools)ma-score
 export COMMAND := make -f pipelines/toy/table.mk $(MAKEOVERRIDES)
 
 # ---- the options of each stage, in a file that is written when they change
-stages        := clips prompts latents text teacher base $(VARIANTS:%=tuned-%) sample score
+stages        := pretrain finetune prompts latents text teacher base $(VARIANTS:%=tuned-%) sample score
 train         := --save-type f16 --drop-text 0.1 $(if $(reads),,--empty-text zeros) --recompute off
-text_clips    := --clip $(CLIP) $(WORLD) -n $(SHARD_SIZE)
+text_pretrain := --clip $(CLIP) $(BASE_WORLD) -n $(SHARD_SIZE) --seed 1000
+text_finetune := --clip $(CLIP) $(WORLD) -n $(SHARD_SIZE) --seed 2000
 text_prompts  := --clip $(CLIP) $(WORLD) -n $(PROMPTS) --seed 3000
 text_latents  := --clip $(CLIP) --batch 16 -e pixel=2 -e t5=$(T5) --drop mp4 --drop flow.npy
 text_text     := -e t5=$(T5) --drop mp4 --drop flow.npy
@@ -174,9 +177,12 @@ scores: $(scores)
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' $(firstword $(MAKEFILE_LIST))
 
-# Seed 1000 to pretrain, 2000 to fine-tune, 3000 for the prompts; the clips of a set are numbered through its shards.
-$(call made,clips,$(pretrain) $(finetune)): $(OUT)/clips/%.tar.zst: $(call stamp,clips)
-	@$(script) one $@ $(tools)ma-toy $(text_clips) --seed $(if $(filter pretrain-%,$*),1000,2000) --first $$((10#$(lastword $(subst -, ,$*)) * $(SHARD_SIZE)))
+# The clips of a set are numbered through its shards.
+clips = @$(script) one $@ $(tools)ma-toy $(1) --first $$((10\#$(lastword $(subst -, ,$*)) * $(SHARD_SIZE)))
+$(call made,clips,$(pretrain)): $(OUT)/clips/%.tar.zst: $(call stamp,pretrain)
+	$(call clips,$(text_pretrain))
+$(call made,clips,$(finetune)): $(OUT)/clips/%.tar.zst: $(call stamp,finetune)
+	$(call clips,$(text_finetune))
 
 $(call made,clips,$(prompts)): $(call stamp,prompts)
 	@$(script) one $@ $(tools)ma-toy $(text_prompts)
