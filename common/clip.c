@@ -14,7 +14,7 @@
 static const char *const fits[] = {"crop", "pad", "stretch"}, *const shorts[] = {"error", "pad", "loop", "skip"};
 
 const ma_member *ma_clip_member(const ma_sample *s) {
-    static const char *const ext[] = {"mp4", "mkv", "webm", "mov", "avi"};
+    static const char *const ext[] = {"mp4", "mkv", "webm", "mov", "avi", "sample.mp4"};
     const ma_member *m = NULL;
     for (size_t k = 0; !m && k < sizeof ext / sizeof *ext; k++) m = ma_sample_get(s, ext[k]);
     return m;
@@ -22,7 +22,7 @@ const ma_member *ma_clip_member(const ma_sample *s) {
 
 int ma_clip_decode(const ma_sample *s, const ma_clip_args *a, ma_clip *out, ma_err *e) {
     const ma_member *m = ma_clip_member(s);
-    if (!m) return ma_fail(e, MA_MISSING, "%s: no video: none of mp4, mkv, webm, mov, avi", s->key);
+    if (!m) return ma_fail(e, MA_MISSING, "%s: no video: none of mp4, mkv, webm, mov, avi, sample.mp4", s->key);
     ma_clip_opts o = {.size = a->size,
                       .start = a->start,
                       .fit = (ma_fit)a->fit,

@@ -26,7 +26,7 @@ typedef struct ma_clip_args {
      "a video with too few frames is an error, or filled up, or left out (default error)", 0, 0}
 /* clang-format on */
 
-/* The sample's video member: mp4, mkv, webm, mov or avi. NULL: it has none. */
+/* The sample's video member: mp4, mkv, webm, mov or avi; else what ma-sample made, sample.mp4. NULL: it has none. */
 const ma_member *ma_clip_member(const ma_sample *);
 /* Decodes the clip. No video member is MA_MISSING, one too short MA_SHORT. */
 int ma_clip_decode(const ma_sample *, const ma_clip_args *, ma_clip *out, ma_err *);

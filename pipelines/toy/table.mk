@@ -7,7 +7,7 @@
 #        base           OUT/base: the transformer, trained from nothing
 #        tuned          OUT/runs/VARIANT-SEED: the base, trained on
 #        samples        OUT/samples/VARIANT-SEED.tar.zst: a clip a prompt
-#        scores         OUT/scores/VARIANT-SEED.csv
+#        scores         OUT/flow/VARIANT-SEED.tar.zst: the samples with their flow; OUT/scores/VARIANT-SEED.csv
 #        help           this text
 # Where: OUT=build/toy-table  DEVICES='cuda:0 cuda:1'  JOBS=N trainings or samplings at a time on each
 #        THREADS=N of the CPU for each  RANKS=N GPUs for the base, together  MA=FOLDER with the tools
@@ -17,7 +17,7 @@
 #        TINY=1: all of it in miniature, for a look at the machinery; the scores mean nothing
 # What:  BASE=FOLDER        a base that is trained already, such as pipelines/toy/base as shipped
 #        FORM=FOLDER        configurations of the base that is trained, another width say (pipelines/toy/base)
-#        T5= VIDEOMAE=      encoders, as ma-extract's t5= and videomae= have them
+#        T5= VIDEOMAE=      encoders, as ma-extract's t5= and videomae= have them; RAFT=FILE, for scores
 #        CARD=TEXT          named in the table
 # Killed, the same command goes on: outputs appear whole or not at all, training resumes from its checkpoint. What another
 # variable changes is made anew, and what depends on it. Variants of a seed get the same clips in the same order, noise and
@@ -79,6 +79,7 @@ SAMPLE_STEPS ?= 25
 # What the repository does not have yet is drawn.
 T5       ?= $(if $(wildcard $(here)base/text_encoder/config.json),$(here)base,random:64x2),length=32
 VIDEOMAE ?= $(or $(wildcard $(here)weights/videomae.safetensors),random:192x6$(comma)patch=8)
+RAFT     ?= $(here)weights/raft-small.safetensors
 reads    := $(if $(findstring random:,$(T5)),,$(firstword $(subst $(comma), ,$(T5))))
 
 # ---- the rows: what each variant asks of ma-align, and its title
@@ -125,7 +126,7 @@ export MA_SCORE := $(tools)ma-score
 export COMMAND := make -f pipelines/toy/table.mk $(MAKEOVERRIDES)
 
 # ---- the options of each stage, in a file that is written when they change
-stages        := pretrain finetune prompts latents text teacher base $(VARIANTS:%=tuned-%) sample score
+stages        := pretrain finetune prompts latents text teacher base $(VARIANTS:%=tuned-%) sample flow score
 train         := --save-type f16 --drop-text 0.1 $(if $(reads),,--empty-text zeros) --recompute off
 text_pretrain := --clip $(CLIP) $(BASE_WORLD) -n $(SHARD_SIZE) --seed 1000
 text_finetune := --clip $(CLIP) $(WORLD) -n $(SHARD_SIZE) --seed 2000
@@ -139,6 +140,7 @@ text_base     := $(train) --loss none --steps $(BASE_STEPS) --batch $(BASE_BATCH
 tuned         := $(train) --steps $(STEPS) --batch $(BATCH) --lr $(LR) --warmup 50 --window 1024
 $(foreach v,$(VARIANTS),$(eval text_tuned-$(v) := $(tuned) $(asks_$(v))))
 text_sample   := --shard --format shard --crf 8 --clip $(CLIP) --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE)
+text_flow     := -m $(RAFT) --clip $(CLIP) --out-size native --batch 64
 text_score    :=
 more_teacher  := of $(FINETUNE) shards
 more_base     := of $(PRETRAIN) shards$(if $(filter-out $(here)base,$(FORM)), in the form of $(FORM))
@@ -217,8 +219,12 @@ $(call made,samples,$(call of,base)): $(OUT)/samples/%.tar.zst: $(model_is) $(ca
 $(call made,samples,$(runs)): $(OUT)/samples/%.tar.zst: $(OUT)/runs/%/done $(call made,text,$(prompts)) $(call stamp,sample)
 	$(sample) -t $(OUT)/runs/$*$(if $(filter lora-%,$*),,/transformer) $(call made,text,$(prompts))
 
+# Smoothness and the dynamic degree are of the flow.
+$(call made,flow,$(call of,base) $(runs)): $(OUT)/flow/%.tar.zst: $(OUT)/samples/%.tar.zst $(RAFT) $(call stamp,flow)
+	@$(script) slot one $@ $(tools)ma-flow $(text_flow) $<
+
 score = @$(script) one $@ $(tools)ma-score $(text_score)
-$(patsubst %,$(OUT)/scores/%.csv,$(call of,base) $(runs)): $(OUT)/scores/%.csv: $(OUT)/samples/%.tar.zst $(call stamp,score)
+$(patsubst %,$(OUT)/scores/%.csv,$(call of,base) $(runs)): $(OUT)/scores/%.csv: $(OUT)/flow/%.tar.zst $(call stamp,score)
 	$(score) $<
 $(patsubst %,$(OUT)/scores/%.csv,$(call of,static)): $(OUT)/scores/static-%.csv: $(OUT)/samples/base-%.tar.zst $(call stamp,score)
 	$(score) --static $<

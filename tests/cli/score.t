@@ -42,6 +42,11 @@ ok "a folder: the same scores, no flow"
 (cd "$dir/clips" && for f in *.mp4; do mv "$f" "${f%.mp4}.sample.mp4"; done && tar -cf ../sample.tar --sort=name -- *)
 run 0 "$score" -q "$dir/sample.tar" && [ "$(field "$dir/out" 16)" = "$(field "$dir/base-0.csv" 16)" ]
 ok "KEY.sample.mp4 is taken"
+run 0 "$O/ma-toy" -n 2 --seed 3 $small --clip 9x32x32@12 -o "$dir/two.tar" && mkdir "$dir/two" && tar -C "$dir/two" -xf "$dir/two.tar" && rm "$dir"/two/*.npy &&
+    (cd "$dir/two" && for f in *.mp4; do mv "$f" "${f%.mp4}.sample.mp4"; done && tar -cf ../two.tar --sort=name -- *) &&
+    run 0 "$O/ma-flow" -q -d cpu --clip 9x32x32 --out-size native -o "$dir/flow.tar" "$dir/two.tar" && run 0 "$score" -q "$dir/flow.tar" &&
+    awk -F, 'NR > 1 && !($(NF - 1) > 0.9 && $(NF - 1) <= 1 && $NF ~ /^[01]$/) { exit 1 }' "$dir/out" && [ "$(wc -l < "$dir/out")" = 3 ]
+ok "ma-flow takes it, too, and then it has smoothness and a dynamic degree"
 run 1 "$score" -q --member mp4 "$dir/sample.tar" && says "clip-000000.mp4: not in the sample" && says "40 missing"
 ok "--member: one that is not there is a bad sample"
 if "$PYTHON" -c 'import numpy' 2> "$dir/err"; then
