@@ -20,7 +20,7 @@ enum { LEAST_FRAMES = 4, LEAST_SIDE = 16 };
 enum { TEXT, MARKDOWN };
 
 static const char *member;
-static double fps = 12;
+static double fps = 12, pass = MA_SCORE_PASS;
 static bool measured, with_parts, still;
 static int format;
 
@@ -31,6 +31,7 @@ static const ma_opt options[] = {
     {"fps", 0, MA_OPT_REAL, &fps, "X", "frames per second of an .npy (default 12)", 0.1, 1000},
     {"measured", 0, MA_OPT_FLAG, &measured, NULL, "write what was measured in place of the parts' scores", 0, 0},
     {"parts", 0, MA_OPT_FLAG, &with_parts, NULL, "summary: a column for each part, too", 0, 0},
+    {"pass", 0, MA_OPT_REAL, &pass, "P", "summary: SA and PC of P and more pass (default 0.5)", 0.001, 1},
     {"format", 0, MA_OPT_CHOICE, &format, "text|markdown", "summary: of the table (default text)", 0, 0},
     {0},
 };
@@ -266,9 +267,9 @@ static int plan(ma_err *e) {
 
 /* ---- ma-score summary */
 
-enum { HEADS = 7, COLUMNS = HEADS + MA_PARTS };
+enum { SA, PC, JOINT, HEADS = 7, COLUMNS = HEADS + MA_PARTS };
 
-/* Columns of the table: those of the files. SA and PC count as passed or not. */
+/* Columns of the table: those of the files. SA, PC and Joint count as passed or not, by --pass. */
 static const char *const heads[HEADS] = {"SA", "PC", "Joint", "camera", "flickering", "smoothness", "dynamic"};
 
 static const char *column_name(int c) {
@@ -297,7 +298,7 @@ static const char *last_part(const char *path) {
     return slash ? slash + 1 : path;
 }
 
-/* A value of a record as the table counts it; NAN: an empty field. -1: it is no number. */
+/* A value of a record; NAN: an empty field. -1: it is no number. */
 static int value_of(const ma_csv *c, int column, int at, double *out, ma_err *e) {
     char *end;
     const char *text = c->field[at];
@@ -307,7 +308,6 @@ static int value_of(const ma_csv *c, int column, int at, double *out, ma_err *e)
     if (*end || !isfinite(*out))
         return ma_fail(e, MA_CORRUPT, "%s:%lld: %s: \"%.40s\" is no number", c->path, (long long)c->began,
                        column_name(column), text);
-    if (column < 2) *out = *out >= MA_SCORE_PASS;
     return 0;
 }
 
@@ -321,12 +321,16 @@ static int64_t read_means(ma_csv *c, double mean[COLUMNS], ma_err *e) {
         if ((at[k] = ma_csv_column(c, (const char *const[]){column_name(k), NULL})) < 0)
             return ma_fail(e, MA_MISSING, "%s: no column %s: not what ma-score writes", c->path, column_name(k));
     while ((rc = ma_csv_row(c, wide, e)) > 0) {
+        double v[COLUMNS];
         clips++;
+        for (int k = 0; k < COLUMNS; k++)
+            if (value_of(c, k, at[k], &v[k], e)) return -1;
+        for (int k = SA; k <= PC; k++)
+            if (!isnan(v[k])) v[k] = v[k] >= pass;
+        v[JOINT] = v[SA] * v[PC];
         for (int k = 0; k < COLUMNS; k++) {
-            double v;
-            if (value_of(c, k, at[k], &v, e)) return -1;
-            if (isnan(v)) continue;
-            sum[k] += v;
+            if (isnan(v[k])) continue;
+            sum[k] += v[k];
             n[k]++;
         }
     }

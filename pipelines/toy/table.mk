@@ -14,6 +14,7 @@
 # Sizes: CLIP, WORLD (options of ma-toy), BASE_WORLD (the same, for the clips that the base learns), SHARD_SIZE,
 #        PRETRAIN and FINETUNE (shards), PROMPTS, SEEDS='1 2 3', VARIANTS and BASES (rows)
 #        BASE_STEPS, BASE_LR, BASE_BATCH (in all), STEPS, LR, BATCH, MOTION_STEPS, LAYER, LAMBDA, GUIDANCE, SAMPLE_STEPS
+#        PASS, the score that passes: less asks for motion that is about right, more for what is exact
 #        TINY=1: all of it in miniature, for a look at the machinery; the scores mean nothing
 # What:  BASE=FOLDER        a base that is trained already, such as pipelines/toy/base as shipped
 #        FORM=FOLDER        configurations of the base that is trained, another width say (pipelines/toy/base)
@@ -74,6 +75,7 @@ MOTION_STEPS ?= 4000
 LAYER        ?= 4
 LAMBDA       ?= 0.5
 GUIDANCE     ?= 3
+PASS         ?= 0.5
 SAMPLE_STEPS ?= 25
 
 # What the repository does not have yet is drawn.
@@ -121,12 +123,12 @@ half|MoAlign, in the first half of the steps
 rawhalf|MoAlign, raw encoder tokens, in the first half
 lora|MoAlign, in the first half, LoRA of rank 16
 endef
-export ROWS OUT DEVICES JOBS THREADS RANKS CARD BASE_BATCH
+export ROWS OUT DEVICES JOBS THREADS RANKS CARD BASE_BATCH PASS
 export MA_SCORE := $(tools)ma-score
 export COMMAND := make -f pipelines/toy/table.mk $(MAKEOVERRIDES)
 
 # ---- the options of each stage, in a file that is written when they change
-stages        := pretrain finetune prompts latents text teacher base $(VARIANTS:%=tuned-%) sample flow score
+stages        := pretrain finetune prompts latents text teacher base $(VARIANTS:%=tuned-%) sample flow score table
 train         := --save-type f16 --drop-text 0.1 $(if $(reads),,--empty-text zeros) --recompute off
 text_pretrain := --clip $(CLIP) $(BASE_WORLD) -n $(SHARD_SIZE) --seed 1000
 text_finetune := --clip $(CLIP) $(WORLD) -n $(SHARD_SIZE) --seed 2000
@@ -142,6 +144,7 @@ $(foreach v,$(VARIANTS),$(eval text_tuned-$(v) := $(tuned) $(asks_$(v))))
 text_sample   := --shard --format shard --crf 8 --clip $(CLIP) --steps $(SAMPLE_STEPS) --guidance $(GUIDANCE)
 text_flow     := -m $(RAFT) --clip $(CLIP) --out-size native --batch 64
 text_score    :=
+text_table    := --pass $(PASS)
 more_teacher  := of $(FINETUNE) shards
 more_base     := of $(PRETRAIN) shards$(if $(filter-out $(here)base,$(FORM)), in the form of $(FORM))
 more_sample   := $(BASE:%=from %)
@@ -231,7 +234,7 @@ $(patsubst %,$(OUT)/scores/%.csv,$(call of,static)): $(OUT)/scores/static-%.csv:
 $(OUT)/scores/real.csv: $(call made,clips,$(prompts)) $(call stamp,score)
 	$(score) $<
 
-$(OUT)/table.md: $(scores) $(here)results
+$(OUT)/table.md: $(scores) $(here)results $(call stamp,table)
 	@bash $(here)results > $@.new && mv $@.new $@ && cat $@
 
 FORCE:

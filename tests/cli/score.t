@@ -102,6 +102,12 @@ mkdir "$dir/tuned" && cp "$dir/base-0.csv" "$dir/tuned/1.csv" && cp "$dir/base-0
 run 0 "$score" summary "$dir"/base-0.csv "$dir"/base-1.csv "$dir"/tuned/*.csv && [ "$(wc -l < "$dir/out")" = 3 ] &&
     grep -qE '^base +2 +80 +(50\.0 ± 70\.7|4[0-9]\.[0-9] ± [67][0-9]\.[0-9]) ' "$dir/out" && grep -qE '^tuned +2 +80 +[0-9.]+ ± 0\.0 ' "$dir/out"
 ok "summary: seeds are one row, with mean and deviation"
+passed() { # P: the SA, PC and Joint of a summary with --pass P
+    "$score" summary --pass "$1" "$dir/all.csv" | awk 'END { print $4, $5, $6 }'
+}
+printf '%s\n' "$columns" a,b,1,0.4,0,1,1,1,1,1,1,1,1,0.4,1,1,1,, c,d,0.6,1,1,1,1,0.6,1,1,1,1,1,1,1,1,1,, > "$dir/all.csv"
+[ "$(passed 0.3)" = "100.0 100.0 100.0" ] && [ "$(passed 0.5)" = "100.0 50.0 50.0" ] && [ "$(passed 0.7)" = "50.0 50.0 0.0" ]
+ok "summary --pass: less and more is asked for"
 run 0 "$score" summary --parts --format markdown -o "$dir/table.md" "$dir/tuned/1.csv" && [ "$(wc -l < "$dir/table.md")" = 3 ] &&
     sed -n 2p "$dir/table.md" | grep -qE '^(\|-+:?)+\|$' && [ "$(awk -F'|' '{ print NF }' "$dir/table.md" | sort -u)" = 22 ]
 ok "--format markdown --parts, of one file"
