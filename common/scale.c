@@ -4,8 +4,7 @@
  * whose source stays in the nearest cache, as many vectors wide as there are registers for sums; what a tap costs
  * besides is shared by them. Then the rows are turned to lie side by side, [column][row], so that the pass across, and
  * the colours, are sums of whole vectors whatever its taps are; U and V, which have the same, lie in turn and go
- * together. They are turned back as bytes, of which a vector holds the most. What is left is near what the machine can
- * load, store and multiply.
+ * together. They are turned back as bytes, of which a vector holds the most.
  *
  * Limits: 8 bit a channel; bicubic only.
  * Traps: antialiasing means that the kernel widens with the scale when shrinking (as in PIL and in torchvision with
@@ -70,7 +69,8 @@ static inline floats second_halves(floats a, floats b) {
 }
 
 static inline floats load_fours(const float *in, int64_t apart) {
-    return *(const floats *)(in + 0 * apart);
+    (void)apart;
+    return *(const floats *)in;
 }
 
 static inline void convert_row(const uint8_t *restrict in, float *restrict out) {

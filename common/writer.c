@@ -52,7 +52,7 @@ struct ma_writer {
     int nthreads;
     bool has_disk;        /* there is such a thread */
     pthread_mutex_t lock; /* for all below */
-    pthread_cond_t work, room, due;
+    pthread_cond_t work, written_more;
     slot slot[THREADS_MOST * SLOTS_A_THREAD];
     size_t nslots;
     size_t written, taken, added; /* counts of samples: written ≤ taken ≤ added ≤ written + nslots */
@@ -215,7 +215,7 @@ static void *keep_disk(void *writer) {
     pthread_mutex_lock(&w->lock);
     while (!w->ended) {
         if (w->bytes - safe < DISK_STEP) {
-            pthread_cond_wait(&w->due, &w->lock);
+            pthread_cond_wait(&w->written_more, &w->lock);
             continue;
         }
         safe = w->bytes;
@@ -243,8 +243,7 @@ static void write_due(ma_writer *w) {
         s->done = false;
         w->writing = false;
         w->written++;
-        pthread_cond_signal(&w->room);
-        pthread_cond_signal(&w->due);
+        pthread_cond_broadcast(&w->written_more);
     }
 }
 
@@ -288,7 +287,7 @@ static void join(ma_writer *w) {
     w->nthreads = 0;
     pthread_mutex_lock(&w->lock);
     w->ended = true;
-    pthread_cond_signal(&w->due);
+    pthread_cond_broadcast(&w->written_more);
     pthread_mutex_unlock(&w->lock);
     if (w->has_disk) pthread_join(w->disk, NULL);
     w->has_disk = false;
@@ -297,8 +296,7 @@ static void join(ma_writer *w) {
 static void release(ma_writer *w) {
     pthread_mutex_destroy(&w->lock);
     pthread_cond_destroy(&w->work);
-    pthread_cond_destroy(&w->room);
-    pthread_cond_destroy(&w->due);
+    pthread_cond_destroy(&w->written_more);
     ma_keyset_free(&w->keys);
     for (size_t k = 0; k < w->nslots; k++) ma_buf_free(&w->slot[k].bytes);
     for (int i = 0; i < w->ndrop; i++) free(w->drop[i]);
@@ -339,8 +337,7 @@ ma_writer *ma_writer_open(const ma_writer_opts *o, ma_err *e) {
     }
     pthread_mutex_init(&w->lock, NULL);
     pthread_cond_init(&w->work, NULL);
-    pthread_cond_init(&w->room, NULL);
-    pthread_cond_init(&w->due, NULL);
+    pthread_cond_init(&w->written_more, NULL);
     w->level = o->level;
     if (!set_up(w, o, e)) return w;
     ma_writer_abort(w);
@@ -350,7 +347,7 @@ ma_writer *ma_writer_open(const ma_writer_opts *o, ma_err *e) {
 /* Queues the sample, which is taken over where 0 is returned, waiting for room. */
 static int queue(ma_writer *w, ma_sample *sample, ma_err *e) {
     pthread_mutex_lock(&w->lock);
-    while (w->added - w->written == w->nslots && !w->err.reason) pthread_cond_wait(&w->room, &w->lock);
+    while (w->added - w->written == w->nslots && !w->err.reason) pthread_cond_wait(&w->written_more, &w->lock);
     int rc = w->err.reason ? ma_fail(e, w->err.reason, "%s", w->err.text) : 0;
     if (!rc) {
         w->slot[w->added++ % w->nslots].s = sample;

@@ -131,13 +131,15 @@ int main(int argc, char **argv) {
         return 1;
     }
     ma_video_read(file[0].data, 0, "", &(ma_clip_opts){0}, &(ma_clip){0}, NULL); // silences FFmpeg
-    const cost bare = measure(file, false), with = alone ? bare : measure(file, true);
+    const cost bare = measure(file, false);
     printf("decoder alone %.0f frames/s, processor time a clip %.1f ms (%lld threads)\n", bare.rate, 1e3 * bare.cpu,
            (long long)threads);
-    if (!alone)
+    if (!alone) {
+        const cost with = measure(file, true);
         printf("read as %lldx%lldx%lld %.0f frames/s, %.3f of it; processor time a clip %.1f ms\n",
                (long long)size.frames, (long long)size.height, (long long)size.width, with.rate, with.rate / bare.rate,
                1e3 * with.cpu);
+    }
     for (int i = 0; i < cli.inputs.n; i++) ma_buf_free(&file[i]);
     free(file);
     ma_cli_free(&cli);
