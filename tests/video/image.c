@@ -1,4 +1,5 @@
 /* Pictures: resizing against torch, PNG there and back, the colour wheel. */
+#include "../../common/scale.h"
 #include "../../common/video.h"
 #include "../tap.h"
 #include <math.h>
@@ -60,7 +61,8 @@ static double resized(const double *in, int n, int apart, int m, int i) {
 static void test_sizes(void) {
     enum { MOST = 150 };
     static const int size[][4] = {{21, 33, 63, 99}, {48, 48, 16, 16}, {50, 150, 17, 50}, {7, 100, 119, 33},
-                                  {64, 22, 64, 22}, {1, 1, 5, 40},    {96, 21, 31, 7},   {40, 66, 80, 22}};
+                                  {64, 22, 64, 22}, {1, 1, 5, 40},    {96, 21, 31, 7},   {40, 66, 80, 22},
+                                  {9, 149, 5, 97},  {150, 3, 1, 1}};
     static uint8_t in[MOST * MOST * 3], out[MOST * MOST * 3];
     static double value[MOST * MOST * 3], half[MOST * MOST * 3];
     for (size_t t = 0; t < sizeof size / sizeof *size; t++) {
@@ -77,6 +79,46 @@ static void test_sizes(void) {
                 most = fmax(most, fabs(fmin(fmax(want, 0), 255) - out[y * ow * 3 + i]));
             }
         ok(good && most < 0.51, "%dx%d to %dx%d by the formula (largest difference %.3f)", h, w, oh, ow, most);
+    }
+}
+
+/* From planes, of which two have a sample for each 2^down rows and 2^across columns: the RGB that they are, resized. */
+static void test_planes(void) {
+    enum { H = 63, W = 147 };
+    static const int shape[][4] = {{1, 1, 21, 49}, {0, 1, 40, 100}, {0, 0, 63, 60}, {1, 1, 17, 147}};
+    static const float matrix[3][4] = {{1.164384f, 0, 1.596027f, -222.9215f},
+                                       {1.164384f, -0.391762f, -0.812968f, 135.5753f},
+                                       {1.164384f, 2.017232f, 0, -276.8359f}};
+    static uint8_t plane[3][H * W], out[H * W * 3];
+    static double rgb[H * W * 3], half[H * W * 3];
+    for (size_t t = 0; t < sizeof shape / sizeof *shape; t++) {
+        const int down = shape[t][0], across = shape[t][1], oh = shape[t][2], ow = shape[t][3];
+        const int stride[3] = {W, W, W};
+        double most = 0;
+        for (int i = 0; i < H * W; i++) {
+            plane[0][i] = (uint8_t)(16 + (i / W * 7 + i % W * 23) % 220);
+            plane[1][i] = (uint8_t)(108 + (i / W * 11 + i % W * 3) % 40);
+            plane[2][i] = (uint8_t)(108 + (i / W * 5 + i % W * 17) % 40);
+        }
+        for (int i = 0; i < H * W * 3; i++) {
+            const float *m = matrix[i % 3];
+            const int y = i / (W * 3), x = i / 3 % W, c = (y >> down) * W + (x >> across);
+            rgb[i] = (double)m[0] * plane[0][i / 3] + (double)m[1] * plane[1][c] + (double)m[2] * plane[2][c] + m[3];
+        }
+        for (int y = 0; y < oh; y++)
+            for (int i = 0; i < W * 3; i++) half[y * W * 3 + i] = resized(rgb + i, H, W * 3, oh, y);
+        ma_scale_yuv yuv = {.down = down, .across = across};
+        memcpy(yuv.matrix, matrix, sizeof matrix);
+        ma_scaler *s = ma_scaler_new(&(ma_scale_sizes){0, 0, H, W, oh, ow}, &yuv);
+        if (s) ma_scaler_run(s, (const uint8_t *const[]){plane[0], plane[1], plane[2]}, stride, out, ow * 3);
+        for (int y = 0; s && y < oh; y++)
+            for (int i = 0; i < ow * 3; i++) {
+                double want = resized(half + y * W * 3 + i % 3, W, 3, ow, i / 3);
+                most = fmax(most, fabs(fmin(fmax(want, 0), 255) - out[y * ow * 3 + i]));
+            }
+        ok(s && most < 0.53, "planes, by %d and %d, to %dx%d by the formula (largest difference %.3f)", 1 << down,
+           1 << across, oh, ow, most);
+        ma_scaler_free(s);
     }
 }
 
@@ -133,6 +175,7 @@ int main(void) {
     test_resize(9, 11, 4, 5, smaller);
     test_resize(4, 5, 7, 9, larger);
     test_sizes();
+    test_planes();
     test_png();
     test_wheel();
     return tap_done();
