@@ -26,7 +26,7 @@
 
 enum {
     ROWS = 16,    /* that go together: a vector of bytes */
-    MIDDLE = 128, /* what bytes are less, as they are then signed and smaller; weights sum to one, so it stays so */
+    MIDDLE = 128, /* taken from bytes, which leaves half of their size; as weights sum to one, it stays taken */
     POINT = 7,    /* bits behind the point of a value between the passes: what overshoots leave of 16 */
     COLOUR = 13   /* and of a factor of the matrix, which is below four */
 };

@@ -82,6 +82,19 @@ static void test_sizes(void) {
     }
 }
 
+/* One value, whatever the weights of thousands are rounded to. */
+static void test_flat(void) {
+    enum { W = 9001 };
+    static uint8_t in[W * 3], out[3 * 3];
+    int wrong = 0;
+    for (int v = 0; v < 256; v++) {
+        memset(in, v, sizeof in);
+        wrong += ma_image_resize(in, 1, W, out, 1, 3) != 0;
+        for (int i = 0; i < 3 * 3; i++) wrong += out[i] != v;
+    }
+    ok(!wrong, "1x%d to 1x3: what is flat stays what it is (%d differ)", W, wrong);
+}
+
 /* From planes, of which two have a sample for each 2^down rows and 2^across columns: the RGB that they are, resized. */
 static void test_planes(void) {
     enum { H = 63, W = 147 };
@@ -175,6 +188,7 @@ int main(void) {
     test_resize(9, 11, 4, 5, smaller);
     test_resize(4, 5, 7, 9, larger);
     test_sizes();
+    test_flat();
     test_planes();
     test_png();
     test_wheel();
