@@ -37,6 +37,7 @@ def main(folder):
         p /= 16
     net.to(device)
     assets = Path(os.environ.get("SHARED", "../shared")) / "assets/flow"
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for scene, names in SCENES.items():
         (a, top, left), (b, _, _) = (frame(assets / scene / name) for name in names)
         flow = net(a.to(device), b.to(device), num_flow_updates=UPDATES)[-1][0].permute(1, 2, 0)
