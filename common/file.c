@@ -66,26 +66,6 @@ int ma_read_file(const char *path, size_t most, ma_buf *out, ma_err *e) {
     return rc;
 }
 
-int ma_sha_file(const char *path, char hex[65], ma_err *e) {
-    hex[0] = 0;
-    int fd = open_read(path, e);
-    if (fd < 0) return -1;
-    enum { CHUNK = 1 << 18 };
-    ma_sha *s = ma_sha_new();
-    char *chunk = malloc(CHUNK);
-    ssize_t got = -1;
-    if (s && chunk) {
-        while ((got = read_some(fd, chunk, CHUNK)) > 0) ma_sha_add(s, chunk, (size_t)got);
-        if (got < 0) fail_errno(e, path);
-    } else {
-        ma_fail(e, MA_MEMORY, "%s: out of memory", path);
-    }
-    ma_sha_end(s, hex);
-    free(chunk);
-    close(fd);
-    return got == 0 ? 0 : -1;
-}
-
 /* Files written */
 
 int ma_write_all(int fd, const void *bytes, size_t n, ma_err *e) {

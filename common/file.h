@@ -9,7 +9,6 @@ typedef struct ma_sha ma_sha;
 ma_sha *ma_sha_new(void);
 void ma_sha_add(ma_sha *, const void *, size_t);
 void ma_sha_end(ma_sha *, char hex[65]); /* frees it */
-int ma_sha_file(const char *path, char hex[65], ma_err *);
 void ma_sha_bytes(const void *, size_t, char hex[65]);
 
 /* Makes a file by way of one beside it: written, synced, renamed. Nothing half-written ever has the final name. */

@@ -40,16 +40,6 @@ void ma_schedule_make(ma_schedule *s) {
     }
 }
 
-void ma_schedule_2b(ma_schedule *s) {
-    *s = (ma_schedule){.steps = 1000,
-                       .beta_start = 0.00085,
-                       .beta_end = 0.012,
-                       .snr_shift_scale = 3,
-                       .zero_snr = true,
-                       .set_alpha_to_one = true};
-    ma_schedule_make(s);
-}
-
 static void trailing(const ma_schedule *s, int n, int *t) {
     double from = s->steps, stride = (from - from / n) - from; /* as numpy.arange rounds it: halves depend on it */
     for (int i = 0; i < n; i++) {

@@ -26,8 +26,6 @@ typedef struct ma_schedule {
     double alpha_bar[1000];             /* ᾱ_t */
 } ma_schedule;
 
-/* Defaults of CogVideoX-2b, then ᾱ computed. */
-void ma_schedule_2b(ma_schedule *);
 void ma_schedule_make(ma_schedule *);   /* ᾱ from the fields */
 int ma_schedule_read(const char *scheduler_config_json, ma_schedule *, ma_err *);
 int ma_schedule_write(const char *path, const ma_schedule *, ma_err *);
