@@ -32,56 +32,38 @@ enum {
 };
 typedef uint8_t bytes __attribute__((vector_size(ROWS)));
 
+/* OP: what all kinds of x86's vectors have, by its name with one of them. */
 #if defined __AVX512BW__
-enum { LANES = 16, BLOCK = 4 };
+enum { LANES = 16 };
+typedef __m512i vector;
+#define OP(name) _mm512_##name
 #elif defined __AVX2__
-enum { LANES = 8, BLOCK = 4 };
+enum { LANES = 8 };
+typedef __m256i vector;
+#define OP(name) _mm256_##name
 #else
-enum { LANES = 4, BLOCK = 4 };
+enum { LANES = 4 };
+#ifdef __SSE2__
+typedef __m128i vector;
+#define OP(name) _mm_##name
 #endif
-/* WIDE columns of two rows are two vectors of pairs; COLUMNS come down together, in a block. */
-enum { VECTORS = ROWS / LANES, WIDE = 2 * LANES, COLUMNS = BLOCK * WIDE };
+#endif
+/* WIDE columns of two rows are two vectors of pairs; COLUMNS come down together, in a block of BLOCK times so many. */
+enum { VECTORS = ROWS / LANES, BLOCK = 4, WIDE = 2 * LANES, COLUMNS = BLOCK * WIDE };
 typedef int32_t ints __attribute__((vector_size(LANES * sizeof(int32_t)), may_alias));
 
 /* What the compiler does not find by itself; vectors are of pairs of 16 bits where they are not of sums:
  * - all: a vector of the one value;
  * - add_pairs: sum and the products of a's and b's pairs;
- * - load_pairs: WIDE bytes of one row, less MIDDLE, each beside that of another;
+ * - load_pairs: WIDE bytes of one row, less MIDDLE, each beside that of another (widen: those of one, 16 bits each);
  * - store_halves: two vectors of sums as load_pairs had their columns, kept to 16 bits, in order;
  * - first_halves, second_halves: of each four of a and of b, element by element in turn;
  * - load_fours: LANES / 4 fours, `apart` from each other, side by side;
  * - to_bytes: ROWS sums kept to 0..255. */
 #if defined __AVX512BW__
-static inline ints all(int32_t value) {
-    return (ints)_mm512_set1_epi32(value);
-}
-
-static inline ints add_pairs(ints sum, ints a, ints b) {
-#ifdef __AVX512VNNI__
-    return (ints)_mm512_dpwssd_epi32((__m512i)sum, (__m512i)a, (__m512i)b);
-#else
-    return sum + (ints)_mm512_madd_epi16((__m512i)a, (__m512i)b);
-#endif
-}
-
-static inline void load_pairs(const uint8_t *one, const uint8_t *other, ints *out) {
+static inline vector widen(const uint8_t *in) {
     const __m256i less = _mm256_set1_epi8((char)MIDDLE);
-    const __m512i a = _mm512_cvtepi8_epi16(_mm256_xor_si256(_mm256_loadu_si256((const void *)one), less));
-    const __m512i b = _mm512_cvtepi8_epi16(_mm256_xor_si256(_mm256_loadu_si256((const void *)other), less));
-    out[0] = (ints)_mm512_unpacklo_epi16(a, b);
-    out[1] = (ints)_mm512_unpackhi_epi16(a, b);
-}
-
-static inline void store_halves(ints a, ints b, int16_t *out) {
-    _mm512_store_si512((void *)out, _mm512_packs_epi32((__m512i)a, (__m512i)b));
-}
-
-static inline ints first_halves(ints a, ints b) {
-    return (ints)_mm512_unpacklo_epi32((__m512i)a, (__m512i)b);
-}
-
-static inline ints second_halves(ints a, ints b) {
-    return (ints)_mm512_unpackhi_epi32((__m512i)a, (__m512i)b);
+    return _mm512_cvtepi8_epi16(_mm256_xor_si256(_mm256_loadu_si256((const void *)in), less));
 }
 
 static inline __m128i four(const int32_t *in) {
@@ -89,41 +71,18 @@ static inline __m128i four(const int32_t *in) {
 }
 
 static inline ints load_fours(const int32_t *in, int64_t apart) {
-    const __m512i a = _mm512_inserti32x4(_mm512_castsi128_si512(four(in)), four(in + apart), 1);
+    const vector a = _mm512_inserti32x4(_mm512_castsi128_si512(four(in)), four(in + apart), 1);
     return (ints)_mm512_inserti32x4(_mm512_inserti32x4(a, four(in + 2 * apart), 2), four(in + 3 * apart), 3);
 }
 
 static inline void to_bytes(const ints *in, uint8_t *out) {
-    const __m512i v = _mm512_max_epi32((__m512i)in[0], _mm512_setzero_si512());
+    const vector v = _mm512_max_epi32((vector)in[0], _mm512_setzero_si512());
     _mm_store_si128((void *)out, _mm512_cvtusepi32_epi8(v));
 }
 #elif defined __AVX2__
-static inline ints all(int32_t value) {
-    return (ints)_mm256_set1_epi32(value);
-}
-
-static inline ints add_pairs(ints sum, ints a, ints b) {
-    return sum + (ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
-}
-
-static inline void load_pairs(const uint8_t *one, const uint8_t *other, ints *out) {
+static inline vector widen(const uint8_t *in) {
     const __m128i less = _mm_set1_epi8((char)MIDDLE);
-    const __m256i a = _mm256_cvtepi8_epi16(_mm_xor_si128(_mm_loadu_si128((const void *)one), less));
-    const __m256i b = _mm256_cvtepi8_epi16(_mm_xor_si128(_mm_loadu_si128((const void *)other), less));
-    out[0] = (ints)_mm256_unpacklo_epi16(a, b);
-    out[1] = (ints)_mm256_unpackhi_epi16(a, b);
-}
-
-static inline void store_halves(ints a, ints b, int16_t *out) {
-    _mm256_store_si256((void *)out, _mm256_packs_epi32((__m256i)a, (__m256i)b));
-}
-
-static inline ints first_halves(ints a, ints b) {
-    return (ints)_mm256_unpacklo_epi32((__m256i)a, (__m256i)b);
-}
-
-static inline ints second_halves(ints a, ints b) {
-    return (ints)_mm256_unpackhi_epi32((__m256i)a, (__m256i)b);
+    return _mm256_cvtepi8_epi16(_mm_xor_si128(_mm_loadu_si128((const void *)in), less));
 }
 
 static inline ints load_fours(const int32_t *in, int64_t apart) {
@@ -132,50 +91,64 @@ static inline ints load_fours(const int32_t *in, int64_t apart) {
 }
 
 static inline void to_bytes(const ints *in, uint8_t *out) {
-    __m256i v = _mm256_packs_epi32((__m256i)in[0], (__m256i)in[1]);
+    vector v = _mm256_packs_epi32((vector)in[0], (vector)in[1]);
     v = _mm256_permute4x64_epi64(v, 0xd8); /* packs works on halves */
     _mm_store_si128((void *)out, _mm_packus_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}
+#else
+static inline ints load_fours(const int32_t *in, int64_t apart) {
+    (void)apart;
+    return *(const ints *)in;
+}
+#ifdef __SSE2__
+static inline vector widen(const uint8_t *in) {
+    const vector v = _mm_unpacklo_epi8(_mm_loadl_epi64((const void *)in), _mm_setzero_si128());
+    return _mm_sub_epi16(v, _mm_set1_epi16(MIDDLE));
+}
+
+static inline void to_bytes(const ints *in, uint8_t *out) {
+    const vector a = _mm_packs_epi32((vector)in[0], (vector)in[1]);
+    const vector b = _mm_packs_epi32((vector)in[2], (vector)in[3]);
+    _mm_store_si128((void *)out, _mm_packus_epi16(a, b));
+}
+#endif
+#endif
+
+#ifdef OP
+static inline ints all(int32_t value) {
+    return (ints)OP(set1_epi32)(value);
+}
+
+static inline ints add_pairs(ints sum, ints a, ints b) {
+#if defined __AVX512BW__ && defined __AVX512VNNI__
+    return (ints)_mm512_dpwssd_epi32((vector)sum, (vector)a, (vector)b);
+#else
+    return sum + (ints)OP(madd_epi16)((vector)a, (vector)b);
+#endif
+}
+
+static inline void load_pairs(const uint8_t *one, const uint8_t *other, ints *out) {
+    const vector a = widen(one), b = widen(other);
+    out[0] = (ints)OP(unpacklo_epi16)(a, b);
+    out[1] = (ints)OP(unpackhi_epi16)(a, b);
+}
+
+static inline void store_halves(ints a, ints b, int16_t *out) {
+    *(vector *)out = OP(packs_epi32)((vector)a, (vector)b);
+}
+
+static inline ints first_halves(ints a, ints b) {
+    return (ints)OP(unpacklo_epi32)((vector)a, (vector)b);
+}
+
+static inline ints second_halves(ints a, ints b) {
+    return (ints)OP(unpackhi_epi32)((vector)a, (vector)b);
 }
 #else
 static inline ints all(int32_t value) {
     return (ints){value, value, value, value};
 }
 
-static inline ints first_halves(ints a, ints b) {
-    return __builtin_shuffle(a, b, (ints){0, 4, 1, 5});
-}
-
-static inline ints second_halves(ints a, ints b) {
-    return __builtin_shuffle(a, b, (ints){2, 6, 3, 7});
-}
-
-static inline ints load_fours(const int32_t *in, int64_t apart) {
-    (void)apart;
-    return *(const ints *)in;
-}
-#ifdef __SSE2__
-static inline ints add_pairs(ints sum, ints a, ints b) {
-    return sum + (ints)_mm_madd_epi16((__m128i)a, (__m128i)b);
-}
-
-static inline void load_pairs(const uint8_t *one, const uint8_t *other, ints *out) {
-    const __m128i zero = _mm_setzero_si128(), less = _mm_set1_epi16(MIDDLE);
-    const __m128i a = _mm_sub_epi16(_mm_unpacklo_epi8(_mm_loadl_epi64((const void *)one), zero), less);
-    const __m128i b = _mm_sub_epi16(_mm_unpacklo_epi8(_mm_loadl_epi64((const void *)other), zero), less);
-    out[0] = (ints)_mm_unpacklo_epi16(a, b);
-    out[1] = (ints)_mm_unpackhi_epi16(a, b);
-}
-
-static inline void store_halves(ints a, ints b, int16_t *out) {
-    _mm_store_si128((void *)out, _mm_packs_epi32((__m128i)a, (__m128i)b));
-}
-
-static inline void to_bytes(const ints *in, uint8_t *out) {
-    const __m128i a = _mm_packs_epi32((__m128i)in[0], (__m128i)in[1]);
-    const __m128i b = _mm_packs_epi32((__m128i)in[2], (__m128i)in[3]);
-    _mm_store_si128((void *)out, _mm_packus_epi16(a, b));
-}
-#else
 static inline ints add_pairs(ints sum, ints a, ints b) {
     return sum + (a >> 16) * (b >> 16) + (a << 16 >> 16) * (b << 16 >> 16);
 }
@@ -194,10 +167,17 @@ static inline void store_halves(ints a, ints b, int16_t *out) {
     for (int k = 0; k < LANES; k++) out[LANES + k] = (int16_t)keep(b[k], INT16_MIN, INT16_MAX);
 }
 
+static inline ints first_halves(ints a, ints b) {
+    return __builtin_shuffle(a, b, (ints){0, 4, 1, 5});
+}
+
+static inline ints second_halves(ints a, ints b) {
+    return __builtin_shuffle(a, b, (ints){2, 6, 3, 7});
+}
+
 static inline void to_bytes(const ints *in, uint8_t *out) {
     for (int k = 0; k < ROWS; k++) out[k] = (uint8_t)keep(in[k / LANES][k % LANES], 0, 255);
 }
-#endif
 #endif
 
 /* Sums are arrays of vectors, which are registers only where all loops over them are unrolled. */
@@ -271,23 +251,27 @@ static int64_t take(int64_t i, int64_t first, int64_t n, int64_t m, int shift, d
     const int64_t start = (first + from) >> shift;
     *count = ((first + to - 1) >> shift) - start + 1;
     for (int64_t k = 0; k < *count; k++) w[k] = 0;
-    for (int64_t j = from; j < to; j++) sum += cubic(((double)j + 0.5 - centre) / wide);
-    for (int64_t j = from; j < to; j++)
-        w[((first + j) >> shift) - start] += cubic(((double)j + 0.5 - centre) / wide) / sum;
+    for (int64_t j = from; j < to; j++) {
+        const double weight = cubic(((double)j + 0.5 - centre) / wide);
+        w[((first + j) >> shift) - start] += weight;
+        sum += weight;
+    }
+    for (int64_t k = 0; k < *count; k++) w[k] /= sum;
     return start;
 }
 
-/* Whole numbers in the place of weights, the finest that 16 bits hold, but of `bits` at most. Their sum is exact: the
- * largest takes what rounding leaves. Returns their bits. */
+/* Whole numbers in the place of weights, the finest that 16 bits hold, but of `bits` at most. What rounding leaves of
+ * one goes to the next, so that they sum to what all sum to, however many they are. Returns their bits. */
 static int make_whole(const double *w, int64_t count, int bits, int16_t *out) {
-    int64_t largest = 0;
-    for (int64_t k = 1; k < count; k++)
-        if (fabs(w[k]) > fabs(w[largest])) largest = k;
-    int64_t one = (int64_t)1 << bits, left;
-    for (; fabs(w[largest]) * (double)one > INT16_MAX - (double)count; bits--) one /= 2;
-    left = one;
-    for (int64_t k = 0; k < count; k++) left -= out[k] = (int16_t)lrint(w[k] * (double)one);
-    out[largest] = (int16_t)(out[largest] + left);
+    double largest = 0, sum = 0;
+    for (int64_t k = 0; k < count; k++) largest = fmax(largest, fabs(w[k]));
+    while (ldexp(largest, bits) > INT16_MAX - 1) bits--;
+    const double one = ldexp(1, bits);
+    for (int64_t k = 0, given = 0; k < count; k++) {
+        sum += w[k];
+        out[k] = (int16_t)(lrint(sum * one) - given);
+        given += out[k];
+    }
     return bits;
 }
 
@@ -560,7 +544,9 @@ ma_scaler *ma_scaler_new(const ma_scale_sizes *size, const ma_scale_yuv *yuv) {
     s->planes = yuv ? 3 : 1;
     bool good = make_plane(p, size, 0, 0, yuv ? 1 : 3, 1, &most);
     if (yuv) good = good && make_plane(p + 1, size, yuv->down, yuv->across, 1, 2, &most);
-    s->wide = good ? ma_alloc((size_t)(wide_size(p) + (yuv ? wide_size(p + 1) : 0)), sizeof *s->wide) : NULL;
+    const int64_t wide = good ? wide_size(p) + (yuv ? wide_size(p + 1) : 0) : 0;
+    good = good && wide <= INT32_MAX && (most + 1) / 2 * COLUMNS <= INT32_MAX; /* as a tap's place is */
+    s->wide = good ? ma_alloc((size_t)wide, sizeof *s->wide) : NULL;
     s->block = good ? ma_alloc((size_t)(most + 1) / 2, COLUMNS * sizeof *s->block) : NULL;
     s->down = ma_alloc(ROWS, COLUMNS * sizeof *s->down);
     s->pixels = ma_alloc((size_t)(3 * size->ow + ROWS), ROWS);

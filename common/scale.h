@@ -20,7 +20,7 @@ typedef struct ma_scale_yuv {
 } ma_scale_yuv;
 
 /* For many pictures, one after another on one thread. yuv NULL: pictures are RGB, one plane of three bytes a pixel.
- * NULL: out of memory. */
+ * NULL: out of memory, or sides of tens of millions. */
 typedef struct ma_scaler ma_scaler;
 ma_scaler *ma_scaler_new(const ma_scale_sizes *, const ma_scale_yuv *yuv);
 /* Strides: bytes from a row to the next. */

@@ -240,9 +240,12 @@ static int draw(const row *r, int n, ma_buf *png, ma_err *e) {
         for (int64_t c = 0; c < columns && !rc; c++) {
             int64_t size[2], frames = frames_of(&r[k]), f = columns > 1 ? c * (frames - 1) / (columns - 1) : 0;
             uint8_t *rgb = frame_of(&r[k], f, most, size, e);
-            if (!rgb) rc = -1;
-            if (rgb) ma_image_resize(rgb, size[0], size[1], small, cell[0], cell[1]);
-            for (int64_t y = 0; rgb && y < cell[0]; y++)
+            if (!rgb)
+                rc = -1;
+            else if (ma_image_resize(rgb, size[0], size[1], small, cell[0], cell[1]))
+                rc = ma_fail(e, MA_MEMORY, "%s: out of memory for %lldx%lld pixels", r[k].ext, (long long)size[0],
+                             (long long)size[1]);
+            for (int64_t y = 0; !rc && y < cell[0]; y++)
                 memcpy(sheet + ((gap + k * (cell[0] + gap) + y) * width + gap + c * (cell[1] + gap)) * 3,
                        small + y * cell[1] * 3, (size_t)cell[1] * 3);
             ma_release(rgb);

@@ -56,6 +56,20 @@ static double resized(const double *in, int n, int apart, int m, int i) {
     return sum / weights;
 }
 
+/* How far a picture is from `in` resized by the formula at most, (h, w, 3) values to (oh, ow, 3) bytes. */
+static double farthest(const double *in, int h, int w, const uint8_t *out, int oh, int ow) {
+    double *half = ma_alloc((size_t)(oh * w), 3 * sizeof *half), most = 0;
+    for (int y = 0; y < oh; y++)
+        for (int i = 0; i < w * 3; i++) half[y * w * 3 + i] = resized(in + i, h, w * 3, oh, y);
+    for (int y = 0; y < oh; y++)
+        for (int i = 0; i < ow * 3; i++) {
+            double want = resized(half + y * w * 3 + i % 3, w, 3, ow, i / 3);
+            most = fmax(most, fabs(fmin(fmax(want, 0), 255) - out[y * ow * 3 + i]));
+        }
+    ma_release(half);
+    return most;
+}
+
 /* The same by the formula, at sizes where vectors, groups of rows and blocks of columns end in all sorts of places;
  * whole scales, where the kernel's zeros fall on pixels. */
 static void test_sizes(void) {
@@ -64,35 +78,28 @@ static void test_sizes(void) {
                                   {64, 22, 64, 22}, {1, 1, 5, 40},    {96, 21, 31, 7},   {40, 66, 80, 22},
                                   {9, 149, 5, 97},  {150, 3, 1, 1}};
     static uint8_t in[MOST * MOST * 3], out[MOST * MOST * 3];
-    static double value[MOST * MOST * 3], half[MOST * MOST * 3];
+    static double value[MOST * MOST * 3];
     for (size_t t = 0; t < sizeof size / sizeof *size; t++) {
         const int h = size[t][0], w = size[t][1], oh = size[t][2], ow = size[t][3];
-        double most = 0;
         paint(in, h, w);
         for (int i = 0; i < h * w * 3; i++) value[i] = in[i];
-        for (int y = 0; y < oh; y++)
-            for (int i = 0; i < w * 3; i++) half[y * w * 3 + i] = resized(value + i, h, w * 3, oh, y);
-        bool good = !ma_image_resize(in, h, w, out, oh, ow);
-        for (int y = 0; y < oh; y++)
-            for (int i = 0; i < ow * 3; i++) {
-                double want = resized(half + y * w * 3 + i % 3, w, 3, ow, i / 3);
-                most = fmax(most, fabs(fmin(fmax(want, 0), 255) - out[y * ow * 3 + i]));
-            }
+        const bool good = !ma_image_resize(in, h, w, out, oh, ow);
+        const double most = farthest(value, h, w, out, oh, ow);
         ok(good && most < 0.51, "%dx%d to %dx%d by the formula (largest difference %.3f)", h, w, oh, ow, most);
     }
 }
 
-/* One value, whatever the weights of thousands are rounded to. */
-static void test_flat(void) {
-    enum { W = 9001 };
-    static uint8_t in[W * 3], out[3 * 3];
+/* One value, whatever the weights of many thousands are rounded to. */
+static void test_flat(int w) {
+    enum { MOST = 120001 };
+    static uint8_t in[MOST * 3], out[3 * 3];
     int wrong = 0;
     for (int v = 0; v < 256; v++) {
-        memset(in, v, sizeof in);
-        wrong += ma_image_resize(in, 1, W, out, 1, 3) != 0;
+        memset(in, v, (size_t)w * 3);
+        wrong += ma_image_resize(in, 1, w, out, 1, 3) != 0;
         for (int i = 0; i < 3 * 3; i++) wrong += out[i] != v;
     }
-    ok(!wrong, "1x%d to 1x3: what is flat stays what it is (%d differ)", W, wrong);
+    ok(!wrong, "1x%d to 1x3: what is flat stays what it is (%d differ)", w, wrong);
 }
 
 /* From planes, of which two have a sample for each 2^down rows and 2^across columns: the RGB that they are, resized. */
@@ -103,11 +110,10 @@ static void test_planes(void) {
                                        {1.164384f, -0.391762f, -0.812968f, 135.5753f},
                                        {1.164384f, 2.017232f, 0, -276.8359f}};
     static uint8_t plane[3][H * W], out[H * W * 3];
-    static double rgb[H * W * 3], half[H * W * 3];
+    static double rgb[H * W * 3];
     for (size_t t = 0; t < sizeof shape / sizeof *shape; t++) {
         const int down = shape[t][0], across = shape[t][1], oh = shape[t][2], ow = shape[t][3];
         const int stride[3] = {W, W, W};
-        double most = 0;
         for (int i = 0; i < H * W; i++) {
             plane[0][i] = (uint8_t)(16 + (i / W * 7 + i % W * 23) % 220);
             plane[1][i] = (uint8_t)(108 + (i / W * 11 + i % W * 3) % 40);
@@ -118,17 +124,11 @@ static void test_planes(void) {
             const int y = i / (W * 3), x = i / 3 % W, c = (y >> down) * W + (x >> across);
             rgb[i] = (double)m[0] * plane[0][i / 3] + (double)m[1] * plane[1][c] + (double)m[2] * plane[2][c] + m[3];
         }
-        for (int y = 0; y < oh; y++)
-            for (int i = 0; i < W * 3; i++) half[y * W * 3 + i] = resized(rgb + i, H, W * 3, oh, y);
         ma_scale_yuv yuv = {.down = down, .across = across};
         memcpy(yuv.matrix, matrix, sizeof matrix);
         ma_scaler *s = ma_scaler_new(&(ma_scale_sizes){0, 0, H, W, oh, ow}, &yuv);
         if (s) ma_scaler_run(s, (const uint8_t *const[]){plane[0], plane[1], plane[2]}, stride, out, ow * 3);
-        for (int y = 0; s && y < oh; y++)
-            for (int i = 0; i < ow * 3; i++) {
-                double want = resized(half + y * W * 3 + i % 3, W, 3, ow, i / 3);
-                most = fmax(most, fabs(fmin(fmax(want, 0), 255) - out[y * ow * 3 + i]));
-            }
+        const double most = farthest(rgb, H, W, out, oh, ow);
         ok(s && most < 0.53, "planes, by %d and %d, to %dx%d by the formula (largest difference %.3f)", 1 << down,
            1 << across, oh, ow, most);
         ma_scaler_free(s);
@@ -188,7 +188,8 @@ int main(void) {
     test_resize(9, 11, 4, 5, smaller);
     test_resize(4, 5, 7, 9, larger);
     test_sizes();
-    test_flat();
+    test_flat(9001);
+    test_flat(120001); /* more than 16 bits count */
     test_planes();
     test_png();
     test_wheel();
