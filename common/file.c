@@ -204,10 +204,14 @@ static int sync_dir(const char *path, ma_err *e) {
     return rc;
 }
 
+int ma_outfile_sync(ma_outfile *f, ma_err *e) {
+    const bool straight = f->temp == f->path;
+    return fsync(f->fd) < 0 && !(straight && (errno == EINVAL || errno == EROFS)) ? fail_errno(e, f->path) : 0;
+}
+
 int ma_outfile_commit(ma_outfile *f, ma_err *e) {
     bool straight = f->temp == f->path;
-    int rc = 0;
-    if (fsync(f->fd) < 0 && !(straight && (errno == EINVAL || errno == EROFS))) rc = fail_errno(e, f->path);
+    int rc = ma_outfile_sync(f, e);
     if (close(f->fd) < 0 && rc == 0) rc = fail_errno(e, f->path);
     f->fd = -1;
     if (rc == 0 && !straight && rename(f->temp, f->path) < 0) rc = fail_errno(e, f->path);

@@ -16,6 +16,7 @@ typedef struct ma_outfile ma_outfile;
 ma_outfile *ma_outfile_open(const char *path, ma_err *);
 int ma_outfile_fd(const ma_outfile *);
 const char *ma_outfile_temp(const ma_outfile *); /* its name while it is written, for libraries that open names */
+int ma_outfile_sync(ma_outfile *, ma_err *);     /* what was written so far is on the disk; on any thread */
 int ma_outfile_commit(ma_outfile *, ma_err *);   /* sync, rename, free */
 void ma_outfile_abort(ma_outfile *);             /* remove, free; NULL is fine */
 void ma_outfile_sweep(void);                     /* removes every file still being written; safe in a signal handler */

@@ -208,7 +208,7 @@ static int put(ma_writer *w, const ma_buf *b, ma_err *e) {
 }
 
 /* Has the disk keep up with what is written, or closing the file would wait for all of it. A thread of its own, as the
- * disk takes its time. An error is told to whoever asks first, so it is noted here. */
+ * disk takes its time. An error is told to whoever syncs first, so it is noted here. */
 static void *keep_disk(void *writer) {
     ma_writer *w = writer;
     size_t safe = 0;
@@ -218,11 +218,12 @@ static void *keep_disk(void *writer) {
             pthread_cond_wait(&w->written_more, &w->lock);
             continue;
         }
+        ma_err e = {0};
         safe = w->bytes;
         pthread_mutex_unlock(&w->lock);
-        const int error = fdatasync(w->fd) ? errno : 0;
+        ma_outfile_sync(w->file, &e);
         pthread_mutex_lock(&w->lock);
-        if (error && error != EINVAL && error != EROFS) ma_fail(&w->err, MA_IO, "%s: %s", w->name, strerror(error));
+        if (e.reason) ma_fail(&w->err, e.reason, "%s", e.text);
     }
     pthread_mutex_unlock(&w->lock);
     return NULL;
