@@ -12,8 +12,9 @@ RANDOM=4
 total=0
 mkdir "$dir/base"
 
-ff() { # ARGUMENT…: ffmpeg, which is quiet, and the same each time
-    ffmpeg -nostdin -v error -y -fflags +bitexact "$@" -map_metadata -1 -flags +bitexact 2>> "$dir/ffmpeg"
+ff() { # ARGUMENT… FILE: ffmpeg, which is quiet, and writes the same bytes each time on every machine
+    ffmpeg -nostdin -v error -y "${@:1:$#-1}" -map_metadata -1 -fflags +bitexact -flags +bitexact -threads 1 "${!#}" \
+        2>> "$dir/ffmpeg"
 }
 
 film="testsrc2=s=96x64:r=8:d=2" # 16 frames
