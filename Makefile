@@ -64,6 +64,9 @@ TESTS_T := $(filter-out tests/gpu/%,$(wildcard tests/*/*.t))
 
 all: $(TOOLS)
 
+# For a make within make: as many jobs as processors, unless the user said how many.
+JOBS     = $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
+
 include kernels/cuda/build.mk
 
 $O/obj/%.o: %.c
@@ -104,11 +107,11 @@ deps-check: deps
 	$(call apt,$(DEBS_CHECK))
 
 demo: deps
-	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory $(JOBS) all
 	@O=$O bash pipelines/demo
 
 check: deps-check
-	@$(MAKE) --no-print-directory all check-programs
+	@$(MAKE) --no-print-directory $(JOBS) all check-programs
 	@O=$O SHARED=$(SHARED) PYTHON=$(PYTHON) QUICK=$(QUICK) CC="$(CC)" prove --timer -e '' $(sort $(TESTS_C)) $(TESTS_T)
 
 check-programs: $(TESTS_C) $(TESTS_G) $(TESTS_B)
