@@ -8,11 +8,15 @@
  * so that the output does not depend on threads; what only the order can tell (a key that comes again, a damaged file)
  * is looked at when a ticket is taken.
  *
- * Limits: 3 batches and a sample a thread are under way, less where they would hold more than 4 GiB (as far as can be
+ * Limits: a batch is of 3 batches' worth of samples in a row, and smaller where fewer of them are good. 3 batches and a
+ * sample a thread are under way, less where they would hold more than 4 GiB (as far as can be
  * told from the largest yet) and a batch is ready all the same. OpenMP is off on these threads: samples are enough to
  * keep them busy.
  * Traps:
- * - a batch must always fill up, or its size, and with it the last bits of results, would depend on timing;
+ * - a batch's size, and with it the last bits of results, must not depend on timing, nor on threads: only what comes
+ *   in may end it before it is full;
+ * - bad samples behind one that waits for its batch to fill cannot leave before it: without that end they would take
+ *   all places, and nothing would ever come again;
  * - a thread may be reading input that never comes when the run ends early: ma_stopped wakes it;
  * - freeing a decoded clip takes milliseconds: it is done here, not by the caller. */
 #include "ahead.h"
@@ -37,6 +41,7 @@ struct ma_ahead {
     ma_ticket *ring;
     size_t room, batch, most;            /* most: tickets under way, room or fewer */
     size_t read, worked, finished, left; /* counts of tickets that a thread, the caller, a thread, the caller took */
+    size_t reach, gathered, first;       /* tickets a batch may be of; those the caller has for one, and the first of them */
     size_t largest;                      /* bytes of one sample, with what prepare made of it */
     bool reading, over, quit;            /* a thread is reading; there is no more to read; nobody wants more */
     bool back;                           /* the input is going back: nobody reads */
@@ -194,7 +199,8 @@ ma_ahead *ma_ahead_start(const ma_stage *st, ma_inputs *in, int threads, ma_err 
     int n = st->prepare || st->finish ? threads : 1;
     if (q) {
         *q = (ma_ahead){.st = st, .in = in, .batch = batch};
-        q->room = q->most = (st->ahead > 0 ? (size_t)st->ahead : 3 * batch) + (size_t)n;
+        q->reach = st->ahead > 0 ? (size_t)st->ahead : 3 * batch;
+        q->room = q->most = q->reach + (size_t)n;
         q->ring = calloc(q->room, sizeof *q->ring);
         q->thread = calloc((size_t)n, sizeof *q->thread);
         q->start = q->last = ma_now();
@@ -260,9 +266,12 @@ static ma_todo next(ma_ahead *q, bool work, ma_ticket **out) {
             *out = at(q, q->left);
             q->leaving = true;
             todo = MA_TO_HAND_ON;
+        } else if (work && q->gathered && q->worked - q->first >= q->reach) {
+            break;
         } else if (work && q->worked < q->read && at(q, q->worked)->state != PREPARE) {
             *out = take(q);
             if (*out && (*out)->state == WORK) todo = MA_TO_WORK;
+            if (todo && !q->gathered++) q->first = q->worked - 1;
         } else if (work ? q->over && q->worked == q->read : q->left == q->worked) {
             break;
         } else {
@@ -287,6 +296,7 @@ ma_todo ma_ahead_last(ma_ahead *q, ma_ticket **out) {
 
 void ma_ahead_worked(ma_ahead *q, ma_ticket **t, int n) {
     pthread_mutex_lock(&q->lock);
+    q->gathered -= (size_t)n;
     for (int k = 0; k < n; k++) t[k]->state = q->st->finish || t[k]->pre ? FINISH : LEAVE;
     change(q);
     pthread_mutex_unlock(&q->lock);

@@ -21,7 +21,8 @@ typedef struct ma_ahead ma_ahead;
 ma_ahead *ma_ahead_start(const ma_stage *, ma_inputs *, int threads, ma_err *);
 /* The next thing to do, waiting for it: MA_TO_WORK, a sample that is to be given back by ma_ahead_worked;
  * MA_TO_HAND_ON, the one whose turn it is to leave, whose s and why the caller takes: its place is free at the next
- * call; MA_AHEAD_END: no more to work on, or the run is being stopped. */
+ * call; MA_AHEAD_END: no more to work on, or the run is being stopped, or so many bad ones followed that those to work
+ * on are to be given back first. */
 typedef enum { MA_AHEAD_END, MA_TO_WORK, MA_TO_HAND_ON } ma_todo;
 ma_todo ma_ahead_next(ma_ahead *, ma_ticket **);
 /* The same when all that came has been given back and no more is wanted: MA_TO_HAND_ON until all have left. */

@@ -43,7 +43,7 @@ check() {
     local kind=$1 least=$2 most=$3 reasons=$4 files good bad sum=0 n word
     files=$(ls "$dir/$kind" | wc -l)
     total=$((total + files))
-    timeout 120 "$O/ma-extract" -e pixel=4 --clip 8x32x48 -q -j 4 -z 0 "$dir/$kind"/* > "$dir/out" 2> "$dir/err"
+    timeout -k 5 120 "$O/ma-extract" -e pixel=4 --clip 8x32x48 -q -j 4 -z 0 "$dir/$kind"/* > "$dir/out" 2> "$dir/err"
     local rc=$?
     [ $rc = 0 ] || [ $rc = 1 ]
     ok "$kind: $files files: exit $rc"
@@ -63,7 +63,7 @@ check() {
     ok "$kind: $(sed -n 's/.* bad: //p' "$dir/err")"
 }
 
-mkdir "$dir"/{nothing,other,silent,cut,flipped,torn,odd,turned,rate,short}
+mkdir "$dir"/{nothing,other,silent,cut,flipped,torn,odd,turned,rate,short,row}
 
 # ---- nothing in it, or something else
 for x in $kinds; do
@@ -109,12 +109,12 @@ for x in $kinds; do
     done
 done
 reasons="cut corrupt unsupported missing short timeout memory"
-check flipped 0 40 "$reasons"
+check flipped 0 46 "$reasons" # of six seeds and FFmpeg 4.4 to 9 it is 30 to 41; of decoders that are not listened to 52 to 56
 check torn 0 0 "$reasons"
 
 # ---- sizes, turns and rates that are odd and nothing else
 for s in 63x47 17x33 97x1 1x97 2x2 255x31 640x16; do
-    ff -f lavfi -i testsrc2=s=640x480:r=8:d=2 -vf scale=${s/x/:} -c:v ffv1 -pix_fmt yuv444p "$dir/odd/$s.mkv"
+    ff -f lavfi -i testsrc2=s=640x480:r=8:d=2 -vf scale=${s/x/:} -c:v ffv1 -level 1 -pix_fmt yuv444p "$dir/odd/$s.mkv"
 done
 for s in 63x47 17x33; do
     ff -f lavfi -i testsrc2=s=640x480:r=8:d=2 -vf scale=${s/x/:} -c:v libx264 -pix_fmt yuv444p "$dir/odd/h264-$s.mp4"
@@ -126,11 +126,15 @@ cat "$dir/base/96x64" "$dir/base/64x96" > "$dir/base/both"
 ff -f h264 -i "$dir/base/both" -c copy "$dir/odd/changes.mkv"
 check odd 11 11 "unsupported corrupt"
 for turn in 90 180 270 45; do
-    ff -i "$dir/base/b.mp4" -c copy -metadata:s:v rotate=$turn "$dir/turned/$turn.mp4"
+    if ffmpeg -hide_banner -h full 2>&1 | grep -q '^-display_rotation'; then # from FFmpeg 6 on, and the other way no more
+        ff -display_rotation $turn -i "$dir/base/b.mp4" -c copy "$dir/turned/$turn.mp4"
+    else
+        ff -i "$dir/base/b.mp4" -c copy -metadata:s:v rotate=$turn "$dir/turned/$turn.mp4"
+    fi
 done
 check turned 3 3 "unsupported"
 for how in 'if(lt(N,4),N,4+(N-4)*3)*100' 'N*N*10' 'N*1000' 'N*7+mod(N,3)' '(N+50)*125'; do
-    ff -f lavfi -i $film -vf "settb=1/1000,setpts='$how'" -vsync passthrough -c:v ffv1 "$dir/rate/$((++k)).mkv"
+    ff -f lavfi -i $film -vf "settb=1/1000,setpts='$how'" -enc_time_base 1/1000 -c:v ffv1 "$dir/rate/$((++k)).mkv"
 done
 check rate 5 5 ""
 for n in 1 2 7; do
@@ -140,4 +144,14 @@ done
 check short 0 0 "short"
 [ $total -ge 200 ]
 ok "$total inputs"
+
+# ---- between good ones, more bad ones than can wait for a batch to fill
+for at in 10 11 50 51 52 90; do cp "$dir/base/b.mp4" "$dir/row/$at.mp4"; done
+for ((k = 12; k < 90; k++)); do [ -e "$dir/row/$k.mp4" ] || : > "$dir/row/$k.mp4"; done
+check row 6 6 "cut"
+for j in 1 3; do
+    timeout -k 5 120 "$O/ma-extract" -e pixel=4 --clip 8x32x48 -q -j $j -z 0 "$dir/row"/* 2> "$dir/err.$j" | cmp -s - "$dir/out" &&
+        cmp -s "$dir/err.$j" "$dir/err"
+    ok "row: the same on $j threads, and the same said"
+done
 finish
