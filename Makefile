@@ -19,13 +19,18 @@ PYTHON  ?= $(shell for p in python3 /usr/bin/python3; do $$p -c 'import numpy' 2
 FLOORS  := libavformat=58.76 libavcodec=58.134 libavutil=56.70 libswscale=5.9 libarchive=3.6 \
            libzstd=1.4.8 openblas=0.3 libcjson=1.7.10 zlib=1.2 sentencepiece=0.1.96
 PKGS    := $(foreach f,$(FLOORS),$(firstword $(subst =, ,$f)))
+# The last two: sentencepiece's own headers or .pc ask for them, its package does not (protobuf on Debian 13, absl later).
 DEBS    := gcc g++ make pkg-config libavcodec-dev libavformat-dev libavutil-dev libswscale-dev \
-           libarchive-dev libzstd-dev libopenblas-dev libcjson-dev zlib1g-dev libsentencepiece-dev
+           libarchive-dev libzstd-dev libopenblas-dev libcjson-dev zlib1g-dev libsentencepiece-dev \
+           libprotobuf-dev libabsl-dev
 DEBS_CHECK := perl zstd ffmpeg mandoc python3 python3-numpy xz-utils
 
-ifeq ($(filter clean deps deps-check help,$(MAKECMDGOALS)),)
+ifneq ($(filter-out clean deps deps-check help,$(or $(MAKECMDGOALS),all)),)
 MISSING := $(shell for f in $(subst =,:,$(FLOORS)); do \
              pkg-config --atleast-version=$${f#*:} $${f%:*} 2>/dev/null || echo "$${f%:*}>=$${f#*:}"; done)
+PKG_C   := $(if $(MISSING),,$(shell pkg-config --cflags $(PKGS)))
+PKG_L   := $(if $(MISSING),,$(shell pkg-config --libs $(PKGS); \
+             pkg-config --atleast-version=0.2.1 sentencepiece && pkg-config --libs absl_status))
 NVCC    := $(shell command -v nvcc 2>/dev/null || ls /usr/local/cuda/bin/nvcc 2>/dev/null)
 $(info ma-tools: $(shell $(CC) -dumpfullversion -dumpversion 2>/dev/null | sed 's/^/$(notdir $(CC)) /'), \
 FFmpeg $(shell pkg-config --modversion libavcodec 2>/dev/null), \
@@ -40,18 +45,20 @@ endif
 endif
 
 # ---- how it is built ----
-WARN    := -Wall -Wextra -Wshadow $(if $(WERROR),-Werror)
+# What a designated initialiser leaves out is zero; gcc 11 warns of it all the same.
+WARN    := -Wall -Wextra -Wshadow -Wno-missing-field-initializers $(if $(WERROR),-Werror)
 comma   := ,
 OPT     := $(if $(SAN),-O1 -fsanitize=address$(comma)undefined -fno-omit-frame-pointer -fno-sanitize-recover=undefined,-O3)
 CFLAGS  ?= -g
 # gcc 12.1 and 12.2 (Debian 12's) store wide constants such as {1,1,1,0,0,0,0,0} as eight ones where AVX-512 is there;
 # kept to 16 bytes a store they do not.
-SAFE    := $(shell $(CC) -mmove-max=128 -mstore-max=128 -E -x c /dev/null >/dev/null 2>&1 && echo -mmove-max=128 -mstore-max=128)
-ALL_CFLAGS := -std=c17 -D_GNU_SOURCE $(OPT) -march=$(MARCH) $(SAFE) -fno-math-errno -ffp-contract=off -fopenmp $(WARN) $(CFLAGS) \
-             $(shell pkg-config --cflags $(PKGS))
+SAFE    := $(if $(filter 12.%,$(shell $(CC) -dumpfullversion 2>/dev/null)),$(shell \
+             $(CC) -mmove-max=128 -mstore-max=128 -E -x c /dev/null >/dev/null 2>&1 && echo -mmove-max=128 -mstore-max=128))
+ALL_CFLAGS := -std=c17 -D_GNU_SOURCE $(OPT) -march=$(MARCH) $(SAFE) -fno-math-errno -ffp-contract=off -fopenmp $(WARN) \
+             $(CFLAGS) $(PKG_C)
 # The one C++ file, around a library that is C++. vptr checks would need the C++ compiler to link.
 CXX_FLAGS  := $(patsubst -std=%,-std=c++17,$(ALL_CFLAGS)) $(if $(SAN),-fno-sanitize=vptr)
-LIBS    := -Wl,--as-needed $(shell pkg-config --libs $(PKGS)) -lstdc++ -ldl -lpthread -lm
+LIBS    := -Wl,--as-needed $(PKG_L) -lstdc++ -ldl -lpthread -lm
 
 SRC     := $(wildcard common/*.c common/models/*.c kernels/cpu/*.c)
 OBJ     := $(SRC:%.c=$O/obj/%.o) $(patsubst %.cc,$O/obj/%.o,$(wildcard common/*.cc))

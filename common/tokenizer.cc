@@ -19,6 +19,12 @@ extern "C" {
 #include <sys/stat.h>
 #include <vector>
 
+/* What the library prints of its own: 0.1.96 a line for each model without a map of characters. Exported from there to
+ * 0.2.0, in no installed header; weak, so that a version without it will do. */
+namespace sentencepiece::logging {
+__attribute__((weak)) void SetMinLogLevel(int);
+}
+
 struct ma_tokenizer {
     sentencepiece::SentencePieceProcessor pieces;
     std::string path;
@@ -79,6 +85,7 @@ int encode(const ma_tokenizer &t, const std::string &text, std::vector<int> &ids
 int load(ma_tokenizer &t, ma_err *e) {
     ma_buf model = {};
     if (ma_read_file(t.path.c_str(), MOST_BYTES, &model, e)) return -1;
+    if (sentencepiece::logging::SetMinLogLevel) sentencepiece::logging::SetMinLogLevel(2); /* errors */
     const auto status = t.pieces.LoadFromSerializedProto(absl::string_view(model.data, model.size));
     ma_buf_free(&model);
     const char *path = t.path.c_str();

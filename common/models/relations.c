@@ -20,7 +20,8 @@ const char *align_name(align_loss kind) {
 
 /* One of them, the n bytes at s: NAME or NAME=WEIGHT. */
 static int read_term(const char *s, size_t n, double lambda, align_terms *t, ma_err *e) {
-    char *equals = memchr(s, '=', n), *end = equals;
+    const char *equals = memchr(s, '=', n);
+    char *end = NULL;
     const size_t length = equals ? (size_t)(equals - s) : n;
     const double weight = equals ? strtod(equals + 1, &end) : lambda;
     int kind = 0;

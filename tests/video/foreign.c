@@ -25,8 +25,8 @@ static int read_clip(const char *path, ma_clip_opts o, ma_clip *c, ma_err *e) {
 /* What ffmpeg makes of a file: RGB, frame after frame. flags: its converter's. */
 static FILE *ffmpeg_rgb(const char *path, int64_t frames, const char *flags) {
     char *command =
-        ma_format("ffmpeg -nostdin -v error -i '%s' -vsync passthrough -frames:v %d -sws_flags %s -f rawvideo "
-                  "-pix_fmt rgb24 -",
+        ma_format("ffmpeg -nostdin -v error -i '%s' $(ffmpeg -v quiet -h full | grep -q '^-fps_mode' && echo -fps_mode || "
+                  "echo -vsync) passthrough -frames:v %d -sws_flags %s -f rawvideo -pix_fmt rgb24 -",
                   path, frames ? (int)frames : 1 << 20, flags);
     FILE *pipe = command ? popen(command, "r") : NULL;
     free(command);
@@ -188,7 +188,7 @@ static void test_jpeg(void) {
 
 static void test_variable_rate(void) {
     char *path = make("vfr.mkv", "testsrc2=s=64x48:r=10:d=1 -vf \"settb=1/1000,setpts='if(lt(N,4),N,4+(N-4)*3)*100'\" "
-                                 "-vsync passthrough -c:v ffv1");
+                                 "-enc_time_base 1/1000 -c:v ffv1");
     ma_err e = {0};
     ma_clip c;
     ma_clip_opts o = {.size = {.frames = 14, .fps = 10}};

@@ -103,7 +103,7 @@ static void test_made(void) {
         {"open-gop.mkv", "-c:v libx264 -g 25 -bf 3 -pix_fmt yuv420p -x264-params open-gop=1"},
         {"refresh.mp4", "-c:v libx264 -g 25 -pix_fmt yuv420p -x264-params intra-refresh=1"},
         {"cut-in.mp4", "-ss 1.23 -c:v libx264 -g 15 -bf 2 -pix_fmt yuv420p"},
-        {"variable.mkv", "-vf settb=1/1000,setpts='(N+3*floor(N/7))*50' -vsync passthrough -c:v libx264 -g 12 -bf 2 "
+        {"variable.mkv", "-vf settb=1/1000,setpts='(N+3*floor(N/7))*50' -enc_time_base 1/1000 -c:v libx264 -g 12 -bf 2 "
                          "-pix_fmt yuv420p"},
         {"mpeg4.avi", "-c:v mpeg4 -bf 2 -g 12"},
         {"hevc.mp4", "-c:v libx265 -x265-params log-level=none:keyint=20 -pix_fmt yuv420p"},
