@@ -15,7 +15,7 @@ $(info ma-tools: cuDNN 9 not found (cudnn_graph.h; CUDNN=DIR says where): libma-
 else
 CUDA_LIBRARY := $O/libma-cuda.so
 CUDA_ARCHS := $(if $(CUDA_ARCH),$(CUDA_ARCH),$(shell $(NVCC) --list-gpu-code | sed -n 's/^sm_//p' | sort -n | awk '$$1 >= 80 && $$1 % 10 == 0'))
-CUDA_FLAGS := -O3 -std=c++17 --threads 0 -Xcompiler -fPIC,-fvisibility=hidden,-Wall $(if $(WERROR),-Werror all-warnings) \
+CUDA_FLAGS := -O3 -std=c++17 --threads 2 -Xcompiler -fPIC,-fvisibility=hidden,-Wall $(if $(WERROR),-Werror all-warnings) \
               -I$(dir $(CUDNN_H))
 CUDA_CODE  := $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a,code=sm_$a) \
               -gencode arch=compute_$(lastword $(CUDA_ARCHS)),code=compute_$(lastword $(CUDA_ARCHS))
