@@ -9,9 +9,8 @@
  * is looked at when a ticket is taken.
  *
  * Limits: a batch is of 3 batches' worth of samples in a row, and smaller where fewer of them are good. 3 batches and a
- * sample a thread are under way, less where they would hold more than 4 GiB (as far as can be
- * told from the largest yet) and a batch is ready all the same. OpenMP is off on these threads: samples are enough to
- * keep them busy.
+ * sample a thread are under way, less where they would hold more than 4 GiB (as far as can be told from the largest yet)
+ * and a batch is ready all the same. OpenMP is off on these threads: samples are enough to keep them busy.
  * Traps:
  * - a batch's size, and with it the last bits of results, must not depend on timing, nor on threads: only what comes
  *   in may end it before it is full;
@@ -270,8 +269,10 @@ static ma_todo next(ma_ahead *q, bool work, ma_ticket **out) {
             break;
         } else if (work && q->worked < q->read && at(q, q->worked)->state != PREPARE) {
             *out = take(q);
-            if (*out && (*out)->state == WORK) todo = MA_TO_WORK;
-            if (todo && !q->gathered++) q->first = q->worked - 1;
+            if (*out && (*out)->state == WORK) {
+                todo = MA_TO_WORK;
+                if (!q->gathered++) q->first = q->worked - 1;
+            }
         } else if (work ? q->over && q->worked == q->read : q->left == q->worked) {
             break;
         } else {
